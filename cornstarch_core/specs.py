@@ -1,0 +1,191 @@
+"""What plugins hand to the core: frozen dataclasses of names and targets.
+
+A *target* is a string ``"package.module:attribute"``. It is imported when a model or processor is built, never
+before, so that a plugin's own module stays light (no torch). The functions behind the targets have these signatures:
+
+==========================  ==========================================================================================
+``EncoderSpec.num_tokens``  ``(config, encoder_inputs) -> list[int]``, one count per media item, host arithmetic only
+``EncoderSpec.dummy_inputs``  ``(config) -> dict[str, Tensor]``, the smallest valid inputs: one media item
+``EncoderSpec.hidden_size``  ``(config) -> int``
+``EncoderSpec.prefix_tokens``  ``(config) -> int``
+``EncoderSpec.build``       ``(config: dict) -> nn.Module``
+``ProjectorSpec.build``     ``(config: MultimodalProjectorConfig) -> nn.Module``
+``ProjectorSpec.num_tokens``  ``(config: MultimodalProjectorConfig, counts: list[int]) -> list[int]``
+``ProcessorSpec.build``     ``(context: EncoderContext, **callback_options) -> image processor or feature extractor``
+``ProcessorSpec.prepare``   ``(item) -> item``, raises :class:`~cornstarch_core.errors.MediaError`
+``CallbackSpec.build``      ``(context: EncoderContext, **callback_options) -> ModalCallbacks``
+``CheckpointSpec.load``     ``(folder, **from_pretrained_kwargs) -> MultimodalModel``
+==========================  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "CallbackSpec",
+    "CheckpointSpec",
+    "EncoderContext",
+    "EncoderSpec",
+    "ModalCallbacks",
+    "ProcessorSpec",
+    "ProjectorSpec",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """One family of modality encoders.
+
+    Args:
+        name: short name, unique within the plugin, for example ``"clip"``.
+        modality: what it encodes, for example ``"vision"``.
+        classes: the classes it describes, as ``"package.module:Class"``; a subclass of one matches too.
+        input_names: the tensors its ``forward`` takes, the main one first.
+        num_tokens: target of the count function.
+        dummy_inputs: target of the function that makes the smallest valid inputs.
+        hidden_size: target of the function that tells the feature width; default: ``config.hidden_size``.
+        prefix_tokens: target of the function that tells how many tokens stand before the first one that belongs to a
+            place in the input (CLS, registers); default: none.
+        layers: dotted path, inside the encoder, of the module list of its blocks, for callbacks that stop early.
+        processor: name of the :class:`ProcessorSpec` that prepares its media; default: none.
+        build: target that makes the encoder again when a saved model is loaded. Classes of transformers don't need it.
+    """
+
+    name: str
+    modality: str
+    classes: tuple[str, ...]
+    input_names: tuple[str, ...]
+    num_tokens: str
+    dummy_inputs: str
+    hidden_size: str | None = None
+    prefix_tokens: str | None = None
+    layers: str | None = None
+    processor: str | None = None
+    build: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorSpec:
+    """One ``projection_type``.
+
+    Args:
+        name: the type, for example ``"pixel_shuffle"``.
+        build: target that makes the module which maps ``(items, tokens, in_features)`` to
+            ``(items, tokens', out_features)``.
+        num_tokens: target of its length function; default: the length does not change.
+    """
+
+    name: str
+    build: str
+    num_tokens: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessorSpec:
+    """How raw media become the tensors that an encoder takes.
+
+    Args:
+        name: short name, for example ``"image"``.
+        modality: for example ``"vision"``.
+        build: target that makes the Hugging Face image processor or feature extractor for an encoder.
+        media_names: keywords under which a processor accepts such media beside the modality's key, e.g. ``("images",)``.
+        content_types: the ``type`` of such an item in a chat message, e.g. ``("image",)``.
+        prepare: target that checks one item, converts it if need be, and refuses it with a clear error.
+    """
+
+    name: str
+    modality: str
+    build: str
+    media_names: tuple[str, ...] = ()
+    content_types: tuple[str, ...] = ()
+    prepare: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallbackSpec:
+    """One set of callbacks that ``ModalEncoderModule(callbacks="name")`` can name.
+
+    Args:
+        name: for example ``"llava"``.
+        modality: for example ``"vision"``.
+        build: target that makes the :class:`ModalCallbacks` when a model is composed.
+        processor: name of the :class:`ProcessorSpec` to use in place of the encoder's own; default: the encoder's own.
+    """
+
+    name: str
+    modality: str
+    build: str
+    processor: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSpec:
+    """One foreign checkpoint family that ``MultimodalModel.from_pretrained`` can read.
+
+    Args:
+        name: the ``model_type`` in that family's ``config.json``, for example ``"llava"``.
+        load: target that loads such a folder (or hub name) as a composed model.
+    """
+
+    name: str
+    load: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderContext:
+    """What a plugin is told about the encoder it builds something for.
+
+    Args:
+        key: the modality key in ``MultimodalModel.encoders``, for example ``"vision"``.
+        config: the encoder's config (``module.config``), or ``None`` if it has none.
+        hidden_size: width of the encoder's features.
+        text_hidden_size: width of the language model's embeddings.
+        prefix_tokens: tokens before the first that belongs to a place in the input (CLS, registers).
+        layers: dotted path of the encoder's blocks, as its :class:`EncoderSpec` says, or ``None``.
+    """
+
+    key: str
+    config: Any
+    hidden_size: int
+    text_hidden_size: int
+    prefix_tokens: int = 0
+    layers: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalCallbacks:
+    """The functions or ``nn.Module`` s that run around a modality encoder.
+
+    Args:
+        preprocess: ``(inputs) -> inputs``, before the encoder.
+        postprocess_module: ``(inputs, output) -> output``, between the encoder and the projector.
+        postprocess_projector: ``(inputs, output) -> output``, after the projector.
+        run_module: ``(module, inputs) -> output``, how to run the encoder; default: ``module(**inputs)``.
+        num_tokens: ``(encoder_inputs, counts) -> list[int]``: the counts after ``postprocess_module`` for the counts that
+            the encoder gives; default: unchanged.
+        num_features: ``(encoder_inputs, counts) -> list[int]``: the same for ``postprocess_projector`` and the counts
+            that the projector gives; default: unchanged.
+        hidden_size: feature width after ``postprocess_module``; default: the encoder's.
+        input_names: inputs that only the callbacks read, for example ``("image_sizes",)``.
+
+    Example:
+        >>> from cornstarch_core import ModalCallbacks
+        >>> def drop_first(inputs, output):
+        ...     output.last_hidden_state = output.last_hidden_state[:, 1:]
+        ...     return output
+        >>> callbacks = ModalCallbacks(
+        ...     postprocess_module=drop_first, num_tokens=lambda inputs, counts: [n - 1 for n in counts]
+        ... )
+    """
+
+    preprocess: Callable[..., Any] | None = None
+    postprocess_module: Callable[..., Any] | None = None
+    postprocess_projector: Callable[..., Any] | None = None
+    run_module: Callable[..., Any] | None = None
+    num_tokens: Callable[..., list[int]] | None = None
+    num_features: Callable[..., list[int]] | None = None
+    hidden_size: int | None = None
+    input_names: tuple[str, ...] = ()
