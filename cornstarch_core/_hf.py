@@ -1,0 +1,267 @@
+"""The one file that knows the quirks of transformers and peft. Versions in comments are those a quirk was seen on."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import __version__ as transformers_version
+from transformers.utils.generic import TransformersKwargs
+
+from .errors import CheckpointError, CompositionError
+
+__all__ = [
+    "CompositeModel",
+    "accepted_names",
+    "build_transformers_model",
+    "class_path",
+    "config_from_dict",
+    "default_dtype",
+    "embed",
+    "embedding_shape",
+    "is_peft",
+    "keep_weights",
+    "out_of_table",
+    "unwrap",
+]
+
+# Taken by the wrappers around forward (5.23) or by the loss, so they are in no signature.
+_ALWAYS_ACCEPTED = {"cache_position", "ignore_index", "return_dict", "shift_labels", "token_type_ids", "use_cache"}
+_TRANSFORMERS_CLASS = re.compile(r"transformers\.models(\.[a-z0-9_]+)+:[A-Za-z][A-Za-z0-9_]*")
+
+
+# --- peft ---------------------------------------------------------------------------------------------------------
+
+
+def is_peft(module: nn.Module | None) -> bool:
+    """Whether ``module`` is a ``PeftModel``. Doesn't import peft: without it no module can be one."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(module, peft.PeftModel)
+
+
+def unwrap(module: Any) -> Any:
+    """The model inside a ``PeftModel``. Its signature is the real one; the wrapper's is ``(*args, **kwargs)``."""
+    return module.get_base_model() if is_peft(module) else module
+
+
+# --- the parts of a composition -----------------------------------------------------------------------------------
+
+
+def keep_weights(module: nn.Module) -> None:
+    """Mark everything in ``module`` as initialised, so that ``post_init()`` of a parent doesn't draw it anew (5.23)."""
+    for part in module.modules():
+        part._is_hf_initialized = True
+    for tensor in [*module.parameters(), *module.buffers()]:
+        tensor._is_hf_initialized = True
+
+
+def embedding_shape(language_model: nn.Module) -> tuple[int, int]:
+    """``(vocabulary, width)`` of the input embeddings.
+
+    The width is the table's: OPT, for one, has embeddings narrower than its ``hidden_size``.
+    """
+    try:
+        table = language_model.get_input_embeddings()
+    except (AttributeError, NotImplementedError) as error:
+        raise CompositionError(
+            f"language_model: {type(language_model).__name__} gives no input embeddings ({error}); a causal language model "
+            "of transformers is needed."
+        ) from error
+    return int(getattr(table, "num_embeddings", table.weight.shape[0])), int(table.weight.shape[-1])
+
+
+def out_of_table(language_model: nn.Module, input_ids: torch.Tensor, token_ids: list[int]) -> torch.Tensor:
+    """``input_ids`` with those of ``token_ids`` that lie outside the embedding table replaced by one inside.
+
+    The replacement is not the padding id, from which ``generate`` would infer a mask.
+    """
+    vocabulary, _ = embedding_shape(language_model)
+    outside = [token_id for token_id in token_ids if token_id >= vocabulary]
+    if not outside:
+        return input_ids
+    padding = {
+        getattr(unwrap(language_model).config, "pad_token_id", None),
+        getattr(getattr(language_model, "generation_config", None), "pad_token_id", None),
+    }
+    inside = next(token_id for token_id in range(3) if token_id not in padding)
+    for token_id in outside:
+        input_ids = input_ids.masked_fill(input_ids == token_id, inside)
+    return input_ids
+
+
+def embed(language_model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+    """Token embeddings ``(B, S, D)``."""
+    return language_model.get_input_embeddings()(input_ids)
+
+
+def accepted_names(language_model: nn.Module) -> set[str]:
+    """Keyword arguments that the language model's ``forward`` takes."""
+    parameters = inspect.signature(unwrap(language_model).forward).parameters
+    names = set(parameters) | _ALWAYS_ACCEPTED
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        names |= set(TransformersKwargs.__annotations__)
+    return names
+
+
+# --- building parts again -----------------------------------------------------------------------------------------
+
+
+def class_path(module: nn.Module) -> str:
+    """``"package.module:Class"`` of a module, looking through a PEFT wrapper."""
+    cls = type(unwrap(module))
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def transformers_class(path: Any) -> type[PreTrainedModel] | None:
+    """The model class of transformers that a saved config names, or ``None`` if it names something else.
+
+    The path is untrusted: nothing but a model class inside ``transformers.models`` is ever imported. Classes, not the
+    auto classes, because some configs (Emu3's and Mllama's text models, 5.23) are not known to those.
+    """
+    if not isinstance(path, str) or not _TRANSFORMERS_CLASS.fullmatch(path):
+        return None
+    module_name, class_name = path.split(":")
+    try:
+        cls = getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is not in transformers {transformers_version} ({error}); the model was saved with another version."
+        ) from error
+    return cls if isinstance(cls, type) and issubclass(cls, PreTrainedModel) else None
+
+
+def config_from_dict(config: dict[str, Any], path: Any) -> PreTrainedConfig | None:
+    """The config object for a class of transformers, or ``None`` if ``path`` names something else."""
+    cls = transformers_class(path)
+    return cls.config_class.from_dict(config) if cls is not None and cls.config_class is not None else None
+
+
+def build_transformers_model(path: Any, config: PreTrainedConfig | None) -> PreTrainedModel | None:
+    """A model with fresh weights in the default dtype, or ``None`` if ``path`` is no class of transformers."""
+    cls = transformers_class(path)
+    if cls is None or config is None:
+        return None
+    return cls._from_config(config, dtype=torch.get_default_dtype())
+
+
+@contextmanager
+def default_dtype(dtype: str | None) -> Iterator[None]:
+    """New parameters have this dtype inside; ``None`` changes nothing."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype) if dtype else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _inside_adapter(name: str, names: set[str]) -> str | None:
+    """``name``, or where PEFT (0.21) has moved it to, if it is among ``names``."""
+    layer, _, leaf = name.rpartition(".")
+    candidates = (name, f"{layer}.base_layer.{leaf}", f"{layer}.original_module.{leaf}")
+    return next((candidate for candidate in candidates if candidate in names), None)
+
+
+class CompositeModel(PreTrainedModel, GenerationMixin):
+    """A ``PreTrainedModel`` whose parts arrive initialised and stay as they are."""
+
+    supports_gradient_checkpointing = True
+    # The parts check these for themselves when they are built.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    language_model: nn.Module
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """``False``: of custom code, loading (5.23) skips initialising modules without weights of their own.
+
+        Falcon H1, for one, fills non-persistent buffers there; as part of a composition they would stay empty.
+        """
+        return False
+
+    def init_weights(self) -> None:
+        """Gather what the parts declare, and tie weights. Nothing is drawn: every part arrives initialised."""
+        self._gather_declarations()
+        self.all_tied_weights_keys = self._existing_ties()
+        self.tie_weights(recompute_mapping=False)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave plain modules alone; a nested ``PreTrainedModel`` looks after itself."""
+
+    def _gather_declarations(self) -> None:
+        """``post_init()`` (5.23) looks at direct children only; parts sit one level deeper, or inside PEFT."""
+        for part in self.modules():
+            if part is self or not isinstance(part, PreTrainedModel):
+                continue
+            for name in ("_no_split_modules", "_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
+                getattr(self, name).update(getattr(part, name, None) or ())
+            self._skip_keys_device_placement.update(part._skip_keys_device_placement or ())
+
+    def _existing_ties(self) -> dict[str, str]:
+        """Tied weights by full name, also where PEFT has wrapped the layer that holds them."""
+        names = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        names |= {name for name, _ in self.named_buffers(remove_duplicate=False)}
+        ties = self.get_expanded_tied_weights_keys(all_submodels=True).items()
+        found = {_inside_adapter(target, names): _inside_adapter(source, names) for target, source in ties}
+        return {target: source for target, source in found.items() if target and source}
+
+    def _move_missing_keys_from_meta_to_device(self, *args: Any, **kwargs: Any) -> None:
+        """Loading (5.23) replaces *every* non-persistent buffer by empty memory; put back those that had values."""
+        kept = [(name, buffer) for name, buffer in self.named_non_persistent_buffers() if not buffer.is_meta]
+        super()._move_missing_keys_from_meta_to_device(*args, **kwargs)
+        for name, buffer in kept:
+            parent, _, leaf = name.rpartition(".")
+            self.get_submodule(parent)._buffers[leaf] = buffer
+            buffer._is_hf_initialized = True
+
+    # Embeddings are the language model's. The inherited versions would walk into the encoders too: hooking
+    # requires_grad_ on a frozen vision tower's patches makes backward run through all of it (5.23).
+    def enable_input_require_grads(self) -> None:
+        """Make the token embeddings require gradients; the encoders are left alone."""
+        self.language_model.enable_input_require_grads()
+
+    def disable_input_require_grads(self) -> None:
+        """Undo :meth:`enable_input_require_grads`."""
+        self.language_model.disable_input_require_grads()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The language model's head."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the language model's head."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Resize the language model's vocabulary; takes and returns what its own method does."""
+        return self.language_model.resize_token_embeddings(*args, **kwargs)
+
+    @property
+    def generation_config(self) -> Any:
+        """The language model's generation config."""
+        return self.language_model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: Any) -> None:
+        # PreTrainedModel.__init__ assigns a default one before there is a language model.
+        if "language_model" in self._modules:
+            self.language_model.generation_config = value

@@ -1,0 +1,78 @@
+"""PEFT adapters inside a composed model, as plain data and back. Imports peft only where there are adapters."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from torch import nn
+
+from ._hf import is_peft
+from .errors import CheckpointError
+
+__all__ = ["attach", "check_savable", "describe"]
+
+_WAY_OUT = (
+    "Merge them (merge_and_unload()), or save the adapters alone with PeftModel.save_pretrained and the model without them."
+)
+
+
+def describe(module: nn.Module) -> dict[str, Any] | None:
+    """The adapters of a ``PeftModel``; ``None`` for any other module."""
+    if not is_peft(module):
+        return None
+    configs = {name: _plain(config.to_dict()) for name, config in module.peft_config.items()}
+    return {"configs": configs, "active": module.active_adapters}
+
+
+def attach(module: nn.Module, record: dict[str, Any] | None, where: str) -> nn.Module:
+    """Wrap ``module`` as the record says; fresh weights."""
+    if record is None:
+        return module
+    from peft import PeftConfig, get_peft_model
+
+    try:
+        configs = {name: PeftConfig.from_peft_type(**config) for name, config in record["configs"].items()}
+        (first, config), *others = configs.items()
+        model = get_peft_model(module, config, adapter_name=first)
+        for name, config in others:
+            model.add_adapter(name, config)
+        model.base_model.set_adapter(record["active"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: its adapters can't be attached by this version of peft: {error}.") from error
+    return model
+
+
+def check_savable(model: nn.Module) -> None:
+    """Refuse adapters that would not come back: those outside a wrapped part, and those that are not weights of it.
+
+    Raises:
+        CheckpointError: says the way out.
+    """
+    wrapped = {name: part for name, part in model.named_modules() if is_peft(part)}
+    for name, part in wrapped.items():
+        if any(config.is_prompt_learning for config in part.peft_config.values()):
+            raise CheckpointError(f"{name} has prompt-learning adapters, which can't be saved inside the model. {_WAY_OUT}")
+    inside = tuple(f"{name}." for name in wrapped)
+    for name, part in model.named_modules():
+        if _is_tuner_layer(part) and not name.startswith(inside):
+            raise CheckpointError(f"{name} has adapters that a saved model could not build again. {_WAY_OUT}")
+
+
+def _is_tuner_layer(module: nn.Module) -> bool:
+    if not type(module).__module__.startswith("peft."):
+        return False
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(module, BaseTunerLayer)
+
+
+def _plain(value: Any) -> Any:
+    """Sets and enums as JSON has them."""
+    if isinstance(value, dict):
+        return {_plain(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(entry) for entry in value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value.value if isinstance(value, Enum) else value

@@ -1,0 +1,429 @@
+"""The composed model: encoders and a language model, prepared for forward and generate along one path."""
+
+from __future__ import annotations
+
+import copy
+import keyword
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from . import checkpoint, merge
+from ._hf import CompositeModel, accepted_names, embed, embedding_shape, out_of_table, unwrap
+from .config import MultimodalConfig
+from .encoder import POSITIONS, ModalEncoderModule
+from .errors import CompositionError, InputError, PlaceholderMismatchError
+from .plugins import registry
+from .routing import route
+from .specs import ModalCallbacks
+
+__all__ = ["MultimodalModel"]
+
+
+class MultimodalModel(CompositeModel):
+    """A multimodal language model, composed of modality encoders and a language model.
+
+    Args:
+        config: describes the parts that are not given; needed only to build a model from its description.
+        encoders: one :class:`~cornstarch_core.ModalEncoderModule` a modality; ``"vision"`` becomes ``vision_encoder``.
+        language_model: a causal language model of transformers, wrapped by PEFT or not.
+        init_projector_type: type of the projectors that are not given: ``"linear"``, ``"mlp"`` or a plugin's.
+        init_activation: their activation, from ``transformers.activations.ACT2CLS``.
+        projectors: modules for projectors that a saved config can't describe.
+        callbacks: the same for callbacks, as :class:`~cornstarch_core.ModalCallbacks`.
+
+    Parts are used as they are: nothing is re-initialised, renamed or edited.
+
+    Raises:
+        CompositionError: parts do not fit together, or a modality key is no identifier.
+
+    Example:
+        >>> from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+        >>> from cornstarch_core import ModalEncoderModule, MultimodalModel
+        >>> clip = CLIPVisionModel(CLIPVisionConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=2))
+        >>> llama = LlamaForCausalLM(
+        ...     LlamaConfig(hidden_size=64, intermediate_size=64, num_attention_heads=2, num_hidden_layers=1)
+        ... )
+        >>> mllm = MultimodalModel(encoders={"vision": ModalEncoderModule(clip)}, language_model=llama)
+        >>> mllm.vision_encoder.projector.projection
+        Linear(in_features=32, out_features=64, bias=True)
+    """
+
+    config_class = MultimodalConfig
+    config: MultimodalConfig
+
+    def __init__(
+        self,
+        config: MultimodalConfig | None = None,
+        *,
+        encoders: Mapping[str, ModalEncoderModule] | None = None,
+        language_model: nn.Module | None = None,
+        init_projector_type: str = "linear",
+        init_activation: str = "gelu",
+        projectors: Mapping[str, nn.Module] | None = None,
+        callbacks: Mapping[str, ModalCallbacks] | None = None,
+    ) -> None:
+        if config is None:
+            config = MultimodalConfig(init_projector_type=init_projector_type, init_activation=init_activation)
+        config = copy.deepcopy(config)
+        if language_model is None:
+            language_model = checkpoint.build_language_model(config)
+        parts = checkpoint.build_encoders(config, encoders or {}, projectors or {}, callbacks or {})
+        super().__init__(config)
+        self.check_finite = False
+        self.language_model = language_model
+        _, width = embedding_shape(language_model)
+        for key, encoder in parts.items():
+            self._add_encoder(key, encoder, width)
+        checkpoint.describe(self)
+        self.post_init()
+        registry().model_composed(self)
+
+    def _add_encoder(self, key: str, encoder: ModalEncoderModule, width: int) -> None:
+        if not isinstance(encoder, ModalEncoderModule):
+            raise TypeError(f"encoders[{key!r}] must be a ModalEncoderModule, not {type(encoder).__name__}; wrap it.")
+        if not (isinstance(key, str) and key.isidentifier()) or keyword.iskeyword(key):
+            raise CompositionError(f"modality key {key!r} must be a Python identifier, such as 'vision'.")
+        if hasattr(self, f"{key}_encoder"):
+            raise CompositionError(f"modality key {key!r} can't be used: a model already has '{key}_encoder'.")
+        if any(encoder is other for other in self.children()):
+            raise CompositionError(f"{key}: this ModalEncoderModule is another modality's already; make a second one.")
+        encoder.complete(key, width, self.config.init_projector_type, self.config.init_activation)
+        self.config.encoders.setdefault(key, {})
+        self.add_module(f"{key}_encoder", encoder)
+
+    @property
+    def encoders(self) -> dict[str, ModalEncoderModule]:
+        """The encoders by modality key."""
+        return {key: self.get_submodule(f"{key}_encoder") for key in self.config.encoders}  # type: ignore[misc]
+
+    # --- running ------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        encoder_inputs: Mapping[str, Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Encode the media, place their features among the token embeddings, run the language model.
+
+        Args:
+            input_ids: ``(B, S)`` int64, with one placeholder token a feature.
+            attention_mask: ``(B, S)``, passed through untouched.
+            position_ids: ``(B, S)`` int64, passed through.
+            past_key_values: the language model's cache, passed through.
+            inputs_embeds: ``(B, S, D)``, in place of ``input_ids``; then every modality needs ``positions``.
+            labels: ``(B, S)`` int64; the loss ignores -100, which placeholders become by themselves.
+            encoder_inputs: one dictionary of inputs a modality, as :class:`~cornstarch_core.MultimodalProcessor` makes
+                them. ``positions`` among them, ``(P,)`` int64, says where the features go; without it the placeholders
+                are looked up by their id, which costs a device sync.
+            **kwargs: an encoder's inputs by their bare names (``pixel_values=...``), or arguments of the language model.
+
+        Returns:
+            The language model's own output.
+
+        Raises:
+            TypeError: nothing takes an argument, or two encoders do.
+            PlaceholderMismatchError: placeholders and features differ in number.
+        """
+        embeds, labels, kwargs = self._prepare(input_ids, inputs_embeds, labels, encoder_inputs, kwargs)
+        arguments = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "labels": labels,
+            **kwargs,
+        }
+        self._check_names(arguments)
+        given = {name: value for name, value in arguments.items() if value is not None}
+        return self.language_model(inputs_embeds=embeds, **given)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        *,
+        input_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_inputs: Mapping[str, Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate text, as the language model's own ``generate`` does: same arguments, same results.
+
+        Media are encoded once. They are given as to :meth:`forward`; everything else in ``kwargs`` goes to the language
+        model's ``generate``.
+
+        Returns:
+            What the language model's ``generate`` returns; the prompt is part of it, as ever.
+
+        Raises:
+            ValueError: the language model can't generate from embeddings, or doesn't know an argument.
+        """
+        input_ids = inputs if input_ids is None else input_ids
+        embeds, _, kwargs = self._prepare(input_ids, inputs_embeds, None, encoder_inputs, kwargs)
+        if input_ids is None:
+            return self.language_model.generate(inputs_embeds=embeds, **kwargs)
+        safe_ids = self._in_table(input_ids)
+        result = self.language_model.generate(input_ids=safe_ids, inputs_embeds=embeds, **kwargs)
+        if safe_ids is not input_ids:  # the prompt comes back as it was given
+            sequences = result if isinstance(result, torch.Tensor) else result.sequences
+            copies = sequences.shape[0] // input_ids.shape[0]
+            sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(copies, dim=0)
+        return result
+
+    def _prepare(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        encoder_inputs: Mapping[str, Mapping[str, Any]] | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+        """The one path that forward and generate share: ``(embeddings, labels, arguments for the language model)``."""
+        media, kwargs = route(self.encoders, encoder_inputs, kwargs)
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        if tokens is None:
+            raise InputError("input_ids or inputs_embeds is missing; MultimodalProcessor makes input_ids from text.")
+        batch = (tokens.shape[0], tokens.shape[1])
+        _check_labels(labels, batch)
+        placed = [self._encode(key, media.get(key, {}), input_ids, batch) for key in self.encoders]
+        placed = [one for one in placed if one is not None]
+        if inputs_embeds is None:
+            inputs_embeds = embed(self.language_model, self._in_table(input_ids))
+        if placed:
+            positions_P = torch.cat([positions for positions, _ in placed]).to(inputs_embeds.device)  # noqa: N806
+            features_ND = torch.cat([features for _, features in placed])  # noqa: N806
+            inputs_embeds = merge.place(inputs_embeds, positions_P, features_ND)
+            labels = merge.mask_labels(labels, positions_P) if labels is not None else None
+        return inputs_embeds, labels, kwargs
+
+    def _in_table(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return out_of_table(self.language_model, input_ids, list(self.config.modality_token_ids.values()))
+
+    def _encode(
+        self, key: str, inputs: Mapping[str, Any], input_ids: torch.Tensor | None, batch: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """``(positions (P,), features (P, D))`` of one modality, or ``None`` if the batch has none of it."""
+        encoder = self.encoders[key]
+        positions = self._positions(key, inputs, input_ids)
+        if not _has_media(encoder, inputs):
+            if positions is not None and len(positions):
+                raise PlaceholderMismatchError(
+                    f"{key}: the prompt has {len(positions)} placeholder tokens, but no media are given. "
+                    f"Pass {', '.join(encoder.input_names)}, or take the placeholders out of the text."
+                )
+            return None
+        if positions is None:
+            raise InputError(
+                f"{key}: where its features go is not known. Use MultimodalProcessor(model=...), which says so, or tell "
+                f'the placeholder\'s token id: mllm.set_modality_token_ids({{"{key}": token_id}}) and pass input_ids.'
+            )
+        features = encoder(**inputs)[0]
+        merge.check_count(key, positions, features, batch)
+        features = merge.flatten(features)
+        self._check_features(key, features)
+        return positions, features
+
+    def _positions(
+        self, key: str, inputs: Mapping[str, Any], input_ids: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        if POSITIONS in inputs:
+            return inputs[POSITIONS]
+        token_id = self.config.modality_token_ids.get(key)
+        if token_id is None or input_ids is None:
+            return None
+        return merge.find_positions(input_ids, token_id)
+
+    def _check_features(self, key: str, features: torch.Tensor) -> None:
+        _, width = embedding_shape(self.language_model)
+        if features.shape[-1] != width:
+            raise CompositionError(
+                f"{key}: the projector gives features of width {features.shape[-1]}, the language model's embeddings "
+                f"have {width}. Build the projector for {width}."
+            )
+        if self.check_finite and not torch.isfinite(features).all():
+            raise InputError(f"{key}: the features hold NaN or infinite values; look at this modality's inputs.")
+
+    def _check_names(self, arguments: Mapping[str, Any]) -> None:
+        unknown = sorted(
+            name for name in arguments.keys() - accepted_names(self.language_model) if arguments[name] is not None
+        )
+        if unknown:
+            takers = {key: ", ".join(encoder.all_input_names) for key, encoder in self.encoders.items()}
+            raise TypeError(
+                f"nothing takes {', '.join(unknown)}: neither {type(unwrap(self.language_model)).__name__} nor an encoder "
+                f"({'; '.join(f'{key}: {names}' for key, names in takers.items()) or 'there is none'})."
+            )
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether a trainer may pass ``num_items_in_batch``."""
+        return "num_items_in_batch" in accepted_names(self.language_model)
+
+    # --- settings -----------------------------------------------------------------------------------------------------
+
+    def set_trainable(
+        self, encoders: Mapping[str, tuple[bool, bool]] | None = None, language_model: bool | None = None
+    ) -> None:
+        """Freeze and unfreeze parts. What is not named stays as it is.
+
+        Args:
+            encoders: ``{key: (module, projector)}``. Parameters of callbacks go with the projector.
+            language_model: whether the language model trains.
+
+        Raises:
+            ValueError: a key is unknown.
+
+        Example:
+            The first stage of LLaVA trains the projector only::
+
+                mllm.set_trainable(encoders={"vision": (False, True)}, language_model=False)
+        """
+        encoders = encoders or {}
+        self._check_keys(encoders)
+        for key, (module, projector) in encoders.items():
+            encoder = self.encoders[key]
+            encoder.requires_grad_(projector)
+            if encoder.module is not None:
+                encoder.module.requires_grad_(module)
+        if language_model is not None:
+            self.language_model.requires_grad_(language_model)
+
+    def set_modality_token_ids(self, token_ids: Mapping[str, int]) -> None:
+        """Tell the placeholder token's id of each modality; kept in the config. It may lie outside the vocabulary.
+
+        Raises:
+            ValueError: a key is unknown.
+        """
+        self._check_keys(token_ids)
+        for key, token_id in token_ids.items():
+            self.config.encoders[key]["token_id"] = int(token_id)
+
+    def _check_keys(self, keys: Mapping[str, Any]) -> None:
+        unknown = sorted(keys.keys() - self.encoders.keys())
+        if unknown:
+            raise ValueError(f"no encoder for {', '.join(unknown)}; this model has {', '.join(self.encoders) or 'none'}.")
+
+    # --- loading and saving -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def compose(
+        cls,
+        language_model: str,
+        encoders: Mapping[str, str],
+        callbacks: Mapping[str, str] | None = None,
+        callback_options: Mapping[str, dict[str, Any]] | None = None,
+        init_projector_type: str = "linear",
+        init_activation: str = "gelu",
+        **from_pretrained_kwargs: Any,
+    ) -> MultimodalModel:
+        """Load parts by checkpoint name or folder, and compose them.
+
+        Args:
+            language_model: of a causal language model.
+            encoders: ``{key: name}``. Of a two-tower checkpoint such as CLIP's, the tower that a plugin knows is taken.
+            callbacks: ``{key: name}`` of callbacks that plugins register.
+            callback_options: ``{key: options}`` for them.
+            init_projector_type: type of the new projectors.
+            init_activation: their activation.
+            **from_pretrained_kwargs: for every ``from_pretrained``, for example ``dtype="bfloat16"``.
+
+        Example:
+            ::
+
+                mllm = MultimodalModel.compose(
+                    language_model="mistralai/Mistral-7B-Instruct-v0.3",
+                    encoders={"vision": "openai/clip-vit-large-patch14-336"},
+                    callbacks={"vision": "llava"},
+                    init_projector_type="mlp",
+                    dtype="bfloat16",
+                )
+        """
+        callbacks, options = callbacks or {}, callback_options or {}
+        unknown = sorted((callbacks.keys() | options.keys()) - encoders.keys())
+        if unknown:
+            raise ValueError(f"callbacks for {', '.join(unknown)}, but encoders= has only {', '.join(encoders)}.")
+        modules = {
+            key: checkpoint.load_encoder(key, name, **from_pretrained_kwargs) for key, name in encoders.items()
+        }
+        return cls(
+            encoders={
+                key: ModalEncoderModule(module, callbacks=callbacks.get(key), callback_options=options.get(key))
+                for key, module in modules.items()
+            },
+            language_model=AutoModelForCausalLM.from_pretrained(language_model, **from_pretrained_kwargs),
+            init_projector_type=init_projector_type,
+            init_activation=init_activation,
+        )
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: Any,
+        *args: Any,
+        encoders: Mapping[str, nn.Module] | None = None,
+        language_model: nn.Module | None = None,
+        projectors: Mapping[str, nn.Module] | None = None,
+        callbacks: Mapping[str, ModalCallbacks] | None = None,
+        **kwargs: Any,
+    ) -> MultimodalModel:
+        """Load what :meth:`save_pretrained` wrote, or a checkpoint family that a plugin can read.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a hub name.
+            *args: as in ``PreTrainedModel.from_pretrained``.
+            encoders: ``{key: module}`` for encoders that can't be built from the config; a plain module or a
+                :class:`~cornstarch_core.ModalEncoderModule`. The saved weights are loaded into them.
+            language_model: the same for the language model.
+            projectors: the same for projectors of your own.
+            callbacks: ``{key: ModalCallbacks(...)}`` for callbacks that no plugin provides.
+            **kwargs: as in ``PreTrainedModel.from_pretrained``.
+
+        Raises:
+            CheckpointError: this is no such model, a part is missing or the files are damaged.
+            MissingPluginError: a plugin that made it is missing; says what to install.
+        """
+        given = {"encoders": encoders, "language_model": language_model, "projectors": projectors, "callbacks": callbacks}
+        return checkpoint.load(
+            cls, super().from_pretrained, pretrained_model_name_or_path, args, given, kwargs
+        )
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:  # type: ignore[override]
+        """Save the model as safetensors and one config. Over an existing model: a crash leaves the old or the new.
+
+        Args:
+            save_directory: folder; made if missing. Other files in it stay.
+            is_main_process: whether this process writes.
+            **kwargs: as in ``PreTrainedModel.save_pretrained``.
+
+        Raises:
+            CheckpointError: a part can't be saved so that it comes back equal; says the way out.
+        """
+        checkpoint.save(self, super().save_pretrained, save_directory, is_main_process, kwargs)
+
+
+def _has_media(encoder: ModalEncoderModule, inputs: Mapping[str, Any]) -> bool:
+    """Whether there is anything to encode. An empty batch of images is none."""
+    given = [value for name, value in inputs.items() if name in encoder.input_names and value is not None]
+    others = [name for name in inputs if name != POSITIONS]
+    return bool(others) and all(len(value) > 0 for value in given if hasattr(value, "__len__"))
+
+
+def _check_labels(labels: torch.Tensor | None, batch: tuple[int, int]) -> None:
+    if labels is not None and labels.shape != batch:
+        raise InputError(
+            f"labels are {tuple(labels.shape)}, the batch is {batch}; give one label a token, after "
+            "the placeholders were expanded (MultimodalCollator does)."
+        )
+
+
+AutoConfig.register(MultimodalConfig.model_type, MultimodalConfig, exist_ok=True)
+AutoModelForCausalLM.register(MultimodalConfig, MultimodalModel, exist_ok=True)

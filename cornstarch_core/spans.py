@@ -1,0 +1,146 @@
+"""Placeholders in lists of token ids: expanding, truncating and placing them. Pure arithmetic on the host.
+
+One placeholder of the tokenised text stands for one media item. Expanded, it is a *span*: a run of as many placeholders
+as the item has features. Must not know tokenizers, tensors or what a modality is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+__all__ = ["ADDED", "Row", "Span", "add_around", "covered", "expand", "lost_span", "needed_room", "stretches", "truncate"]
+
+ADDED = -1  # origin of a token that is not from the text
+
+
+@dataclass(frozen=True)
+class Span:
+    """The placeholders of one media item.
+
+    Args:
+        key: its modality.
+        item: which of the sample's items of that modality it is, from 0.
+        start: index of its first placeholder in the row.
+        stop: index after its last one.
+    """
+
+    key: str
+    item: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """The token ids of one sample.
+
+    Args:
+        ids: after expansion.
+        spans: in order of ``start``.
+        origin: for each id the index of the text's token that it came from, or :data:`ADDED`.
+    """
+
+    ids: list[int]
+    spans: tuple[Span, ...]
+    origin: list[int]
+
+
+def expand(ids: Sequence[int], token_ids: Mapping[str, int], counts: Mapping[str, Sequence[int]]) -> Row:
+    """Repeat every placeholder as often as its item has features.
+
+    Args:
+        ids: of the tokenised text.
+        token_ids: placeholder id of each modality.
+        counts: features of each modality's items, one for each of its placeholders.
+
+    Example:
+        >>> row = expand([1, 9, 2], {"vision": 9}, {"vision": [3]})
+        >>> row.ids, row.origin
+        ([1, 9, 9, 9, 2], [0, 1, 1, 1, 2])
+    """
+    keys = {token_id: key for key, token_id in token_ids.items()}
+    items = {key: iter(enumerate(lengths)) for key, lengths in counts.items()}
+    row = Row([], (), [])
+    spans, done = [], 0
+    for place in [index for index, token_id in enumerate(ids) if token_id in keys]:
+        key = keys[ids[place]]
+        item, length = next(items[key])
+        _extend(row, ids[done:place], range(done, place))
+        spans.append(Span(key, item, len(row.ids), len(row.ids) + length))
+        _extend(row, [ids[place]] * length, [place] * length)
+        done = place + 1
+    _extend(row, ids[done:], range(done, len(ids)))
+    return replace(row, spans=tuple(spans))
+
+
+def _extend(row: Row, ids: Iterable[int], origin: Iterable[int]) -> None:
+    row.ids.extend(ids)
+    row.origin.extend(origin)
+
+
+def add_around(row: Row, prefix: Sequence[int], suffix: Sequence[int]) -> Row:
+    """Put a tokenizer's special tokens around a row."""
+    return Row(
+        [*prefix, *row.ids, *suffix],
+        _moved(row.spans, len(prefix)),
+        [*[ADDED] * len(prefix), *row.origin, *[ADDED] * len(suffix)],
+    )
+
+
+def _moved(spans: Sequence[Span], by: int) -> tuple[Span, ...]:
+    return tuple(replace(span, start=span.start + by, stop=span.stop + by) for span in spans)
+
+
+def truncate(row: Row, room: int, side: str = "right") -> Row:
+    """Keep at most ``room`` tokens, cutting on that side. Ask :func:`lost_span` first: spans must survive whole.
+
+    Example:
+        >>> truncate(Row([5, 6, 7], (), [0, 1, 2]), 2, "left").ids
+        [6, 7]
+    """
+    cut = max(len(row.ids) - max(room, 0), 0)
+    if side == "right":
+        return Row(row.ids[: len(row.ids) - cut], row.spans, row.origin[: len(row.origin) - cut])
+    return Row(row.ids[cut:], _moved(row.spans, -cut), row.origin[cut:])
+
+
+def lost_span(row: Row, room: int, side: str = "right") -> Span | None:
+    """The first span that :func:`truncate` would cut or drop."""
+    first, last = (0, room) if side == "right" else (len(row.ids) - room, len(row.ids))
+    return next((span for span in row.spans if span.start < first or span.stop > last), None)
+
+
+def needed_room(row: Row, side: str = "right") -> int:
+    """The least room in which every span survives."""
+    if not row.spans:
+        return 0
+    return row.spans[-1].stop if side == "right" else len(row.ids) - row.spans[0].start
+
+
+def stretches(rows: Sequence[Row], starts: Sequence[int], key: str) -> Iterator[range]:
+    """Positions of one modality's placeholders, a range an item, where row ``i`` begins at ``starts[i]``."""
+    for row, start in zip(rows, starts, strict=True):
+        for span in row.spans:
+            if span.key == key:
+                yield range(start + span.start, start + span.stop)
+
+
+def covered(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Which tokens hold a character of one of ``spans``.
+
+    Args:
+        offsets: first character and the one after the last, of each token.
+        spans: likewise, of pieces of the text.
+
+    Example:
+        >>> covered([(0, 4), (4, 6), (6, 9)], [(5, 6)])
+        [False, True, False]
+    """
+    marked, before = [], 0
+    for start, stop in offsets:
+        # Byte-level tokenizers leave spaces out of the offsets: a token of nothing but spaces seems empty.
+        begin = start if start < stop else min(before, start)
+        marked.append(any(begin < last and stop > first for first, last in spans))
+        before = max(before, stop)
+    return marked

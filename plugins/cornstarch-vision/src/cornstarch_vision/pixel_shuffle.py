@@ -1,0 +1,125 @@
+"""The ``"pixel_shuffle"`` projector: squares of neighbouring patches become one wide token, then an MLP.
+
+Space-to-depth as in Idefics3 and SmolVLM (https://arxiv.org/abs/2408.12637) and InternVL 1.5
+(https://arxiv.org/abs/2404.16821); the MLP (layer norm, linear, activation, linear) is InternVL's.
+
+Shapes: T tokens, D width, f scale factor.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers.activations import ACT2CLS, ACT2FN
+
+from cornstarch_core.errors import CompositionError
+
+if TYPE_CHECKING:
+    from cornstarch_core import MultimodalProjectorConfig
+
+__all__ = ["PixelShuffleProjector", "num_tokens", "pixel_shuffle"]
+
+
+class PixelShuffleProjector(nn.Module):
+    """Projects ``(..., T, in_features)`` to ``(..., T / f**2, out_features)``, dtype unchanged.
+
+    The T tokens are one image's patches, row by row, in a square grid: drop CLS and registers before, for example with
+    ``callbacks="llava"``.
+
+    Args:
+        config: ``in_features``, ``out_features``, ``activation`` (a name from ``ACT2CLS``), and ``scale_factor``,
+            default 2.
+
+    Raises:
+        CompositionError: a width is missing, or the activation or the factor makes no sense.
+
+    Example:
+        >>> import torch
+        >>> from cornstarch_core import MultimodalProjectorConfig
+        >>> config = MultimodalProjectorConfig(in_features=8, out_features=32, scale_factor=2)
+        >>> PixelShuffleProjector(config)(torch.zeros(1, 16, 8)).shape
+        torch.Size([1, 4, 32])
+    """
+
+    def __init__(self, config: MultimodalProjectorConfig) -> None:
+        super().__init__()
+        if config.in_features is None or config.out_features is None:
+            raise CompositionError(
+                f"pixel_shuffle: in_features={config.in_features}, out_features={config.out_features}; give both."
+            )
+        if config.activation not in ACT2CLS:
+            raise CompositionError(
+                f"pixel_shuffle: unknown activation {config.activation!r}; choose one of {', '.join(sorted(ACT2CLS))}."
+            )
+        self.scale_factor = _scale_factor(config)
+        width = config.in_features * self.scale_factor**2
+        self.layer_norm = nn.LayerNorm(width)
+        self.linear_1 = nn.Linear(width, config.out_features)
+        self.act = ACT2FN[config.activation]
+        self.linear_2 = nn.Linear(config.out_features, config.out_features)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Shuffle, then project."""
+        wide = self.layer_norm(pixel_shuffle(features, self.scale_factor))
+        return self.linear_2(self.act(self.linear_1(wide)))
+
+
+def pixel_shuffle(features: torch.Tensor, scale_factor: int = 2) -> torch.Tensor:
+    """Space-to-depth on a square grid of tokens.
+
+    Args:
+        features: ``(..., T, D)``, any dtype; T is the square of a multiple of ``scale_factor``.
+        scale_factor: edge f of the squares that are joined.
+
+    Returns:
+        ``(..., T / f**2, D * f**2)``: each token holds its square's tokens one after another, row by row.
+
+    Raises:
+        CompositionError: the tokens don't form such a grid.
+
+    Example:
+        >>> import torch
+        >>> pixel_shuffle(torch.arange(16).reshape(16, 1))[0].tolist()
+        [0, 1, 4, 5]
+    """
+    tokens, width = features.shape[-2:]
+    f = scale_factor
+    side = _side(tokens, f) // f
+    squares = features.reshape(*features.shape[:-2], side, f, side, f, width).transpose(-4, -3)
+    return squares.reshape(*features.shape[:-2], side * side, f * f * width)
+
+
+def num_tokens(config: MultimodalProjectorConfig, counts: list[int]) -> list[int]:
+    """Tokens per image after the projector, for those before.
+
+    Raises:
+        CompositionError: a count is not the square of a multiple of the scale factor.
+
+    Example:
+        >>> from cornstarch_core import MultimodalProjectorConfig
+        >>> num_tokens(MultimodalProjectorConfig(scale_factor=2), [16, 576])
+        [4, 144]
+    """
+    factor = _scale_factor(config)
+    return [(_side(count, factor) // factor) ** 2 for count in counts]
+
+
+def _scale_factor(config: MultimodalProjectorConfig) -> int:
+    factor = getattr(config, "scale_factor", 2)
+    if type(factor) is not int or factor < 1:
+        raise CompositionError(f"pixel_shuffle: scale_factor={factor!r}; expected a positive integer.")
+    return factor
+
+
+def _side(tokens: int, factor: int) -> int:
+    """Edge of the grid."""
+    side = isqrt(tokens)
+    if side * side != tokens or side % factor:
+        raise CompositionError(
+            f"pixel_shuffle: {tokens} tokens per image are not the square of a multiple of scale_factor={factor}. Drop "
+            "CLS and registers (callbacks='llava'), or choose an image size or factor that fits."
+        )
+    return side

@@ -1,0 +1,165 @@
+"""Write plugin distributions, sound and broken ones, into a folder, and make that the only place where plugins are."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from unittest.mock import patch
+
+from cornstarch_core.discovery import ALLOW, BLOCK
+from cornstarch_core.metadata import normalise
+from cornstarch_core.plugins import reset_registry
+
+CORE = "cornstarch-core>=0.1,<0.2"
+LIGHT = ("cornstarch_core", "importlib_metadata", "lazy_importer", "packaging", "pluggy", "typing_extensions", "zipp")
+
+HEADER = "from cornstarch_core.hookspecs import hookimpl\nfrom cornstarch_core.specs import *\n"
+SPEC = (
+    "EncoderSpec(name={name!r}, modality='vision', classes=({cls!r},), input_names=('pixel_values',), "
+    "num_tokens='math:floor', dummy_inputs='math:ceil')"
+)
+
+
+def hook(name: str, body: str, arguments: str = "", marker: str = "@hookimpl") -> str:
+    """Write the code of one hook."""
+    return f"{HEADER}{marker}\ndef cornstarch_{name}({arguments}):\n    {body}\n"
+
+
+def _projector(name: str = "'a'", build: str = "'b:c'") -> str:
+    return hook("register_projectors", f"return [ProjectorSpec(name={name}, build={build})]")
+
+
+_MUTE = "class Mute(Exception):\n    def __str__(self):\n        raise RuntimeError\nraise Mute"
+_CURIOUS = "from cornstarch_core.plugins import registry\nregistry().names('encoders')"
+
+BROKEN = {
+    "raises": ("raise RuntimeError('bo\\nom')", "RuntimeError: bo om"),
+    "exits": ("raise SystemExit(3)", "SystemExit: 3"),
+    "panics": ("class Panic(BaseException): pass\nraise Panic('rust')", "Panic: rust"),
+    "mute": (_MUTE, "Mute: (it can't be shown)"),
+    "syntax": ("def", "SyntaxError: "),
+    "imports": ("import cornstarch_no_such_module", "ModuleNotFoundError: No module named 'cornstarch_no_such_module'"),
+    "curious": (_CURIOUS, "PluginError: a plugin can't look anything up while it is being imported"),
+    "misspelt": (
+        hook("register_encoder", "return []"),
+        "there is no hook 'cornstarch_register_encoder'; did you mean 'cornstarch_register_encoders'?",
+    ),
+    "mislabelled": (f"{HEADER}@hookimpl\ndef zzz(): pass", "there is no hook 'zzz'; the hooks are cornstarch_"),
+    "argument": (
+        hook("model_composed", "pass", "modle"),
+        "cornstarch_model_composed asks for an unknown argument 'modle'; its arguments: model",
+    ),
+    "argued": (
+        hook("register_encoders", "return []", "*, config"),
+        "cornstarch_register_encoders asks for an unknown argument 'config'; its arguments: none",
+    ),
+    "unmarked": (
+        hook("register_encoders", "return []", marker=""),
+        "cornstarch_register_encoders lacks the @hookimpl marker",
+    ),
+    "wraps": (
+        hook("register_encoders", "return (yield)", marker="@hookimpl(wrapper=True)"),
+        "cornstarch_register_encoders is a hook wrapper",
+    ),
+    "asked": (hook("register_encoders", "raise KeyError('clip')"), "KeyError: 'clip'"),
+    "dict": (
+        hook("register_encoders", "return {}"),
+        "cornstarch_register_encoders returned a value of type dict, expected a list of EncoderSpec",
+    ),
+    "none": (
+        hook("register_projectors", "pass"),
+        "cornstarch_register_projectors returned None, expected a list of ProjectorSpec",
+    ),
+    "item": (
+        hook("register_checkpoints", "return [ProjectorSpec(name='a', build='b:c')]"),
+        "cornstarch_register_checkpoints returned a value of type ProjectorSpec at [0], expected CheckpointSpec",
+    ),
+    "twice": (
+        hook("register_projectors", "return [ProjectorSpec(name='a', build='b:c')] * 2"),
+        "cornstarch_register_projectors returned 'a' twice",
+    ),
+    "function": (_projector(build="len"), "build is a value of type builtin_function_or_method, expected str"),
+    "dotted": (_projector(build="'b.c'"), "build is 'b.c', expected 'package.module:attribute'"),
+    "slash": (_projector(name="'a/b'"), "name is 'a/b', expected letters and digits"),
+    "string": (
+        hook("register_encoders", "return [" + SPEC.replace("({cls!r},)", "'a:B'").format(name="clip") + "]"),
+        "classes is a value of type str, expected tuple[str, ...]",
+    ),
+}
+"""Per way to be broken: the code of the plugin's module, and a part of the reason that is to be reported."""
+
+
+def sound(*encoders: str, cls: str = "fractions:Fraction", more: str = "") -> str:
+    """Write the code of a plugin that registers encoders and leaves a trace when it is imported."""
+    specs = ", ".join(SPEC.format(name=name, cls=cls) for name in encoders)
+    trace = "import pathlib\npathlib.Path(__file__ + '.imported').touch()\n"
+    return f"{HEADER}{trace}@hookimpl\ndef cornstarch_register_encoders():\n    return [{specs}]\n{more}"
+
+
+def was_imported(folder: Path, name: str) -> bool:
+    """Tell whether the module of a sound plugin was imported, in this process or another."""
+    return (folder / f"{name.replace('-', '_')}.py.imported").exists()
+
+
+def write_plugin(
+    folder: Path,
+    name: str,
+    code: str = "",
+    *,
+    version: str = "0.1.0",
+    requires: Sequence[str] = (CORE,),
+    entry_points: str | None = None,
+) -> None:
+    """Install a plugin: its module and its metadata."""
+    module = normalise(name).replace("-", "_")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{module}.py").write_text(code)
+    info = folder / f"{module}-{version}.dist-info"
+    info.mkdir()
+    needs = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}\nVersion: 9\n")
+    lines = f"fake = {module}" if entry_points is None else entry_points
+    (info / "entry_points.txt").write_text(f"[console_scripts]\na = b:c\n\n[cornstarch.plugins]\n{lines}\n")
+
+
+def write_broken(folder: Path) -> dict[str, str]:
+    """Install every broken plugin; return a part of the expected reason per id."""
+    for name, (code, _) in BROKEN.items():
+        write_plugin(folder, f"broken-{name}", code)
+    return {f"broken-{name}": reason for name, (_, reason) in BROKEN.items()}
+
+
+def clean_path(folder: Path) -> list[str]:
+    """Make a ``sys.path`` of this folder, the core, its light dependencies and the standard library; no torch."""
+    room = folder.parent / "room"
+    room.mkdir(exist_ok=True)
+    for name in LIGHT:
+        spec = find_spec(name)
+        if spec and spec.origin and not (room / name).exists():
+            origin = Path(spec.origin)
+            place = origin.parent if origin.name == "__init__.py" else origin
+            (room / place.name).symlink_to(place)
+    standard = [path for path in sys.path if path.startswith(sys.base_prefix) and "-packages" not in path]
+    return [str(folder), str(room), *standard]
+
+
+@contextmanager
+def isolated(tmp_path: Path) -> Iterator[Path]:
+    """Give an empty folder that is the only place where this process finds plugins, and a fresh registry."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    modules = set(sys.modules)
+    environment = {name: value for name, value in os.environ.items() if name not in (ALLOW, BLOCK)}
+    with patch.object(sys, "path", clean_path(folder)), patch.dict(os.environ, environment, clear=True):
+        reset_registry()
+        yield folder
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    reset_registry()

@@ -1,0 +1,127 @@
+"""LLaVA-1.5 composed out of parts equals Hugging Face's own class for the same weights, to the bit (CPU, float32)."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+
+from cornstarch_core import ModalEncoderModule, MultimodalModel
+
+TOWERS = {"clip": (CLIPVisionConfig, 17), "siglip": (SiglipVisionConfig, 16)}
+CASES = [
+    (tower, strategy, layer)
+    for tower in TOWERS
+    for strategy in ("default", "full")
+    for layer in (-2, -1, [-2, -1])
+]
+
+
+def reference(tower: str, strategy: str, layer: int | list[int], seed: int = 0) -> LlavaForConditionalGeneration:
+    """Hugging Face's model with random weights."""
+    torch.manual_seed(seed)
+    text = {
+        "vocab_size": tiny.VOCABULARY + 1,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = LlavaConfig(
+        vision_config=TOWERS[tower][0](**tiny.VISION, vision_use_head=False) if tower == "siglip" else TOWERS[tower][0](**tiny.VISION),
+        text_config=LlamaConfig(**text),
+        image_token_id=tiny.IMAGE_TOKEN,
+        vision_feature_select_strategy=strategy,
+        vision_feature_layer=layer,
+    )
+    return LlavaForConditionalGeneration(config).eval()
+
+
+def composed(hf: LlavaForConditionalGeneration, tower: str) -> MultimodalModel:
+    """The same weights, composed: the tower, the language model and the projector as they are."""
+    llm = tiny.llama(**{k: v for k, v in hf.config.text_config.to_dict().items() if k in ("vocab_size", "hidden_size")})
+    llm.model, llm.lm_head = hf.model.language_model, hf.lm_head
+    # Hugging Face drops one token under "default", also where the tower has no CLS token.
+    drop = 1 if hf.config.vision_feature_select_strategy == "default" else None
+    encoder = ModalEncoderModule(
+        hf.model.vision_tower,
+        hf.model.multi_modal_projector,
+        callbacks="llava",
+        callback_options={
+            "vision_feature_layer": hf.config.vision_feature_layer,
+            "vision_feature_select_strategy": hf.config.vision_feature_select_strategy,
+            "drop_tokens": drop,
+        },
+    )
+    model = MultimodalModel(encoders={"vision": encoder}, language_model=llm)
+    model.set_modality_token_ids({"vision": hf.config.image_token_id})
+    return model.eval()
+
+
+def batch(tower: str, strategy: str, *images: int) -> dict:
+    """Prompts with as many placeholders as the tower gives features."""
+    return tiny.prompt(*images, tokens=TOWERS[tower][1] - (strategy == "default"))
+
+
+@pytest.mark.parametrize(("tower", "strategy", "layer"), CASES)
+def test_logits_loss_and_every_gradient_are_equal(tower, strategy, layer):
+    """One forward and backward, several images a sample, padding on the right."""
+    hf = reference(tower, strategy, layer)
+    model = composed(hf, tower)
+    inputs, pixels = batch(tower, strategy, 1, 2, 0), tiny.pixels(3)
+    results = []
+    for one in (hf, model):
+        for parameter in hf.parameters():
+            parameter.grad = None
+        output = one(**inputs, pixel_values=pixels)
+        output.loss.backward()
+        gradients = {name: parameter.grad for name, parameter in hf.named_parameters() if parameter.grad is not None}
+        results.append((output.logits, output.loss, gradients))
+    (logits, loss, gradients), (our_logits, our_loss, our_gradients) = results
+    assert torch.equal(our_logits, logits)
+    assert torch.equal(our_loss, loss)
+    assert our_gradients.keys() <= gradients.keys()
+    for name, gradient in gradients.items():
+        # A layer that is not used gets zeros or nothing.
+        assert torch.equal(our_gradients.get(name, torch.zeros_like(gradient)), gradient), name
+    assert sum(gradient.abs().sum() > 0 for gradient in our_gradients.values()) > 20
+
+
+@pytest.mark.parametrize(("tower", "strategy", "layer"), CASES)
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
+def test_generated_ids_are_equal_in_a_left_padded_batch(tower, strategy, layer, how):
+    """Greedy and beam search over prompts of different lengths."""
+    hf = reference(tower, strategy, layer)
+    model = composed(hf, tower)
+    inputs, pixels = left_padded(batch(tower, strategy, 2, 1)), tiny.pixels(3)
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, **how}
+    expected = hf.generate(**inputs, pixel_values=pixels, **settings)
+    assert torch.equal(model.generate(**inputs, pixel_values=pixels, **settings), expected)
+
+
+def left_padded(inputs: dict) -> dict:
+    """The padding of each row moved to its left."""
+    shifts = (inputs["attention_mask"] == 0).sum(1).tolist()
+    return {
+        name: torch.stack([row.roll(shift) for row, shift in zip(inputs[name], shifts, strict=True)])
+        for name in ("input_ids", "attention_mask")
+    }
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_left_padded_batches_generate_what_single_samples_do(tower):
+    """A sample's answer does not depend on what it is batched with."""
+    model = composed(reference(tower, "full", -2), tower)
+    inputs, pixels = left_padded(batch(tower, "full", 2, 1)), tiny.pixels(3)
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    together = model.generate(**inputs, pixel_values=pixels, **settings)[:, inputs["input_ids"].shape[1] :]
+    for sample, images in enumerate((pixels[:2], pixels[2:])):
+        kept = inputs["attention_mask"][sample].bool()
+        alone = {name: tensor[sample : sample + 1, kept] for name, tensor in inputs.items()}
+        answer = model.generate(**alone, pixel_values=images, **settings)
+        assert torch.equal(answer[0, kept.sum() :], together[sample])
