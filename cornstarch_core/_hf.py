@@ -194,6 +194,7 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
         """Gather what the parts declare, and tie weights. Nothing is drawn: every part arrives initialised."""
         self._gather_declarations()
         self.all_tied_weights_keys = self._existing_ties()
+        self._tied_weights_keys = dict(self.all_tied_weights_keys)  # what saving (5.23) may leave out
         self.tie_weights(recompute_mapping=False)
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from ._hf import is_peft
 from .errors import CheckpointError
 
-__all__ = ["attach", "check_savable", "describe"]
+__all__ = ["attach", "check_savable", "describe", "freeze_base"]
 
 _WAY_OUT = (
     "Merge them (merge_and_unload()), or save the adapters alone with PeftModel.save_pretrained and the model without them."
@@ -43,6 +43,17 @@ def attach(module: nn.Module, record: dict[str, Any] | None, where: str) -> nn.M
     return model
 
 
+def freeze_base(module: nn.Module) -> None:
+    """Let only the active adapters of a ``PeftModel`` train, as after wrapping; loading weights unfreezes them all."""
+    if not is_peft(module):
+        return
+    active = module.active_adapters
+    module.requires_grad_(False)
+    for name in active if len(active) == 1 else ():
+        module.set_adapter(name)  # modules_to_save follow only this one
+    module.base_model.set_adapter(active)
+
+
 def check_savable(model: nn.Module) -> None:
     """Refuse adapters that would not come back: those outside a wrapped part, and those that are not weights of it.
 
@@ -52,7 +63,7 @@ def check_savable(model: nn.Module) -> None:
     wrapped = {name: part for name, part in model.named_modules() if is_peft(part)}
     for name, part in wrapped.items():
         if any(config.is_prompt_learning for config in part.peft_config.values()):
-            raise CheckpointError(f"{name} has prompt-learning adapters, which can't be saved inside the model. {_WAY_OUT}")
+            raise CheckpointError(f"{name} has prompt-learning adapters that can't be saved inside the model. {_WAY_OUT}")
     inside = tuple(f"{name}." for name in wrapped)
     for name, part in model.named_modules():
         if _is_tuner_layer(part) and not name.startswith(inside):

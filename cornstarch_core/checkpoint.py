@@ -207,7 +207,12 @@ def save(
         kwargs.setdefault("repo_id", str(folder).rstrip("/").rpartition("/")[2])
     kwargs.setdefault("save_original_format", False)  # the names in the files are those of the state dict
     with replaced_folder(folder, stale=lambda name: _WEIGHT_FILES.fullmatch(name) is not None) as staging:
-        write(str(staging), is_main_process=is_main_process, **kwargs)
+        try:
+            write(str(staging), is_main_process=is_main_process, **kwargs)
+        except RuntimeError as error:
+            if "shared tensors" not in str(error):
+                raise
+            raise CheckpointError(f"tensors share memory in a way that a folder can't hold; untie them: {error}") from error
         _check_written(model, staging)
 
 
@@ -223,8 +228,8 @@ def _check_written(model: MultimodalModel, folder: Path) -> None:
     lost = sorted(model.state_dict().keys() - written - tied - set(ignored))
     if lost:
         raise CheckpointError(
-            f"{len(lost)} tensors would be lost by saving ({', '.join(lost[:3])}, …): they share memory with others in a way "
-            "that a folder can't hold. Nothing was replaced. Untie them, for example by cloning, and save again."
+            f"{len(lost)} tensors would be lost by saving ({', '.join(lost[:3])}, …); nothing was replaced. If they share "
+            "memory with others, untie them, for example by cloning, and save again."
         )
 
 
@@ -253,6 +258,8 @@ def load(
     except (SafetensorError, EOFError) as error:
         raise CheckpointError(f"{name}: a weight file is damaged or cut off ({error}); copy it again.") from error
     _check_loaded(name, info)
+    for part in (model.language_model, *(encoder.module for encoder in model.encoders.values())):
+        adapters.freeze_base(part)
     return (model, info) if want_info else model
 
 
@@ -264,12 +271,15 @@ def _read_config(name: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     hub = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
     options = {option: kwargs[option] for option in hub if option in kwargs}
     try:
-        return PreTrainedConfig.get_config_dict(name, **options)[0]
+        config = PreTrainedConfig.get_config_dict(name, **options)[0]
+        if not config:
+            raise OSError("there is none")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{name} holds no multimodal model: no readable config.json ({error}). Save one with "
             "MultimodalModel.save_pretrained, or compose one with MultimodalModel.compose."
         ) from error
+    return config
 
 
 def _load_foreign(name: Any, model_type: Any, kwargs: dict[str, Any]) -> Any:

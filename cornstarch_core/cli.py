@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 import cornstarch_core
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         1
     """
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a plugin's error can hold anything, surrogates too
     try:
         return arguments.run(arguments)
     except CornstarchError as error:
@@ -67,10 +70,9 @@ def _parser() -> ArgumentParser:
 
     parser = _with_epilog(ArgumentParser(prog="cornstarch", description=cornstarch_core.__doc__))
     parser.add_argument("--version", action="version", version=f"cornstarch-core {cornstarch_core.__version__}")
-    # argparse would format its usage to find prog out, and import shutil for that
-    topics = parser.add_subparsers(required=True, metavar="COMMAND", prog="cornstarch")
+    topics = parser.add_subparsers(required=True, metavar="COMMAND")
     plugins = _with_epilog(topics.add_parser("plugins", help="look after plugins", description="Look after plugins."))
-    commands = plugins.add_subparsers(required=True, metavar="COMMAND", prog="cornstarch plugins")
+    commands = plugins.add_subparsers(required=True, metavar="COMMAND")
     listing = _add_command(commands, _list, "list", "list the installed plugins, importing none")
     listing.add_argument("--json", action="store_true", help="print a JSON list")
     show = _add_command(commands, _show, "show", "show one plugin and what it registers")

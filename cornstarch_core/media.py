@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import PlaceholderMismatchError
 
-__all__ = ["arrange"]
+__all__ = ["arrange", "as_items"]
 
 
 def arrange(key: str, value: Any, placeholders: Sequence[int], token: str) -> list[list[Any]]:
@@ -39,7 +39,7 @@ def arrange(key: str, value: Any, placeholders: Sequence[int], token: str) -> li
     """
     entries = list(value) if _is_many(value) else [value]
     if any(entry is None or _is_many(entry) for entry in entries):
-        return _checked(key, [_as_items(entry) for entry in entries], placeholders, token)
+        return _checked(key, [as_items(entry) for entry in entries], placeholders, token)
     return _divided(key, entries, placeholders, token)
 
 
@@ -49,7 +49,8 @@ def _is_many(value: Any) -> bool:
     return not value or not isinstance(value[0], Number)
 
 
-def _as_items(entry: Any) -> list[Any]:
+def as_items(entry: Any) -> list[Any]:
+    """The items of one sample, given as a list, an item or ``None``."""
     if entry is None:
         return []
     return list(entry) if _is_many(entry) else [entry]

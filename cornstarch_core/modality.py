@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedConfig
 
-from ._hf import embedding_shape, unwrap
+from ._hf import config_from_dict, embedding_shape, unwrap
 from .config import MultimodalConfig
 from .counting import TokenCounter
 from .encoder import EMBEDS, encoder_context, token_counter
@@ -76,9 +76,7 @@ class Modality:
     def context(self) -> EncoderContext:
         """What plugins are told about the encoder."""
         recipe = self.recipe
-        return encoder_context(
-            self.key, self.config, self.encoder, recipe["hidden_size"], recipe["text_hidden_size"]
-        )
+        return encoder_context(self.key, self.config, self.encoder, recipe["hidden_size"], recipe["text_hidden_size"])
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -101,9 +99,9 @@ class Modality:
             return given.load(self.key, built)
         if built is None:
             raise CompositionError(
-                f"{self.key}: no plugin says how to prepare media for {self.recipe.get('class') or 'this encoder'}; give "
-                f"MultimodalProcessor(processors={{{self.key!r}: ...}}) an image processor, a feature extractor, or a "
-                "function (items, return_tensors='pt') -> dict of tensors." + registry().explain_unavailable()
+                f"{self.key}: no plugin says how to prepare media for {self.recipe.get('class') or 'this encoder'}; "
+                f"give MultimodalProcessor(processors={{{self.key!r}: ...}}) an image processor, a feature extractor, "
+                "or a function (items, return_tensors='pt') -> dict of tensors." + registry().explain_unavailable()
             )
         return built
 
@@ -298,9 +296,10 @@ def _recipe(record: Mapping[str, Any], width: int) -> dict[str, Any]:
 def _restored(recipe: Mapping[str, Any]) -> Any:
     """The encoder's config from plain data: an object where its class is transformers' or a plugin's."""
     config = recipe["config"]
-    record = {"config": config, "class": recipe["class"]}
-    found = getattr(MultimodalConfig(encoders={"it": record}), "it_config", None)
-    if found is not None or not isinstance(config, dict):
+    if not isinstance(config, dict):
+        return None
+    found = config_from_dict(config, recipe["class"])
+    if found is not None:
         return found
     provided = _lookup("encoders", recipe["encoder"])
     if provided is not None and recipe["class"] in provided.spec.classes:
@@ -312,7 +311,7 @@ def _restored(recipe: Mapping[str, Any]) -> Any:
 
 def _text_width(config: MultimodalConfig, record: Mapping[str, Any]) -> int:
     width = record["projector"]["config"].get("out_features")
-    return width if width is not None else config.text_config.hidden_size
+    return width if width is not None else getattr(config.text_config, "hidden_size", 0)
 
 
 def _counting_part(callbacks: ModalCallbacks) -> ModalCallbacks:

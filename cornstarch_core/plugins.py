@@ -133,9 +133,9 @@ class PluginRegistry:
             UnknownNameError: no active plugin offers it.
             ValueError: there is no such kind.
         """
-        plugin, _, bare = name.rpartition("/")
+        plugin, slash, bare = name.rpartition("/")
         found = [provided for provided in self._of_kind(kind) if provided.spec.name == bare]
-        if plugin:
+        if slash:
             found = [provided for provided in found if provided.plugin == normalise(plugin)]
         elif own := [provided for provided in found if provided.plugin == prefer]:
             found = own
@@ -207,8 +207,9 @@ class PluginRegistry:
             PluginError: a plugin's hook raised.
         """
         available = {"model": model}
-        # pluggy keeps the order in which to call back to front
-        for impl in reversed(self._activated().manager.hook.cornstarch_model_composed.get_hookimpls()):
+        impls = self._activated().manager.hook.cornstarch_model_composed.get_hookimpls()
+        # pluggy would call the plugin first that was registered last
+        for impl in sorted(impls, key=lambda impl: impl.trylast - impl.tryfirst):
             try:
                 impl.function(*(available[name] for name in impl.argnames))
             except (Exception, SystemExit) as error:

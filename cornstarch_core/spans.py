@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["ADDED", "Row", "Span", "add_around", "covered", "expand", "lost_span", "needed_room", "stretches", "truncate"]
+__all__ = [
+    "ADDED",
+    "Row",
+    "Span",
+    "add_around",
+    "covered",
+    "expand",
+    "lost_span",
+    "needed_room",
+    "stretches",
+    "truncate",
+]
 
 ADDED = -1  # origin of a token that is not from the text
 

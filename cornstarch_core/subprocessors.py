@@ -1,7 +1,7 @@
 """Image processors and feature extractors as plain data and back.
 
-A saved class name is untrusted: it only ever selects a class that transformers exports, or is compared with the class of
-what a plugin built.
+A saved class name is untrusted: it only ever selects a class that transformers exports, or is compared with the class
+of what a plugin built.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ class SavedProcessor:
     @classmethod
     def of(cls, processor: Any) -> SavedProcessor:
         """Describe ``processor``."""
-        kind = processor if isinstance(processor, type) or not hasattr(processor, "to_dict") else type(processor)
-        owner = kind if hasattr(kind, "__qualname__") else type(processor)
+        owner = processor if hasattr(processor, "__qualname__") else type(processor)
         settings = _plain(processor.to_dict()) if hasattr(processor, "to_dict") else None
         return cls(f"{owner.__module__}:{owner.__qualname__}", settings)
 

@@ -140,7 +140,7 @@ def clean_path(folder: Path) -> list[str]:
     room.mkdir(exist_ok=True)
     for name in LIGHT:
         spec = find_spec(name)
-        if spec and spec.origin and not (room / name).exists():
+        if spec and spec.origin:
             origin = Path(spec.origin)
             place = origin.parent if origin.name == "__init__.py" else origin
             (room / place.name).symlink_to(place)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_plugins import isolated, sound, was_imported, write_plugin
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 
@@ -185,6 +185,7 @@ releases = st.lists(st.integers(0, 12), min_size=1, max_size=4).map(lambda parts
 clauses = st.tuples(st.sampled_from([">=", "<=", "==", "!=", "<", ">", " >= "]), releases).map("".join)
 
 
+@settings(deadline=None)
 @given(releases, st.lists(clauses, max_size=3).map(",".join))
 def test_compares_plain_releases_as_packaging_does(version, specifiers):
     """The comparison that saves importing packaging gives packaging's answers."""

@@ -165,7 +165,9 @@ def test_activation_happens_once(site):
     """Many threads and calls import a plugin once, and all of them see it."""
     counter = site / "count"
     write_plugin(
-        site, "fake-a", f"import time\ntime.sleep(0.05)\nopen({str(counter)!r}, 'a').write('x')\n" + sound("a")
+        site,
+        "fake-a",
+        f"import time\ntime.sleep(0.05)\nwith open({str(counter)!r}, 'a') as f: f.write('x')\n" + sound("a"),
     )
     found: list[list[str]] = []
     threads = [threading.Thread(target=lambda: found.append(registry().names("encoders"))) for _ in range(8)]

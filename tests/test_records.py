@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -172,6 +172,7 @@ def test_refuses_a_malformed_record(record):
     assert "rm -rf" not in str(caught.value)
 
 
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 names = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,20}[A-Za-z0-9])?", fullmatch=True)
 versions = st.builds(
     "{}{}{}".format,
@@ -181,6 +182,7 @@ versions = st.builds(
 )
 
 
+@patient
 @given(names, versions)
 def test_every_valid_name_and_version_makes_a_valid_command(name, version):
     """The command is one shell-safe requirement, and the recorded version satisfies it."""
@@ -190,6 +192,7 @@ def test_every_valid_name_and_version_makes_a_valid_command(name, version):
     assert requirement.specifier.contains(Version(version).public, prereleases=True)
 
 
+@patient
 @given(names, versions)
 def test_every_valid_version_is_compatible_with_itself(name, version):
     """The plugin that made a model can load it."""
@@ -203,6 +206,7 @@ anything = st.recursive(
 )
 
 
+@patient
 @given(anything | st.lists(st.builds(_entry, st.text() | anything, st.text() | versions | anything)))
 def test_nothing_but_the_grammar_is_ever_shown(record):
     """Any record at all is accepted or refused, and what is said is plain text."""
@@ -214,6 +218,7 @@ def test_nothing_but_the_grammar_is_ever_shown(record):
     assert re.fullmatch(r"[A-Za-z0-9 .,:;!<>=\"'()+_-]*", said)
 
 
+@patient
 @given(st.text(min_size=4), st.text(min_size=4))
 def test_what_is_malformed_is_not_echoed(name, version):
     """Neither field of an entry with a bad name is shown."""

@@ -99,7 +99,7 @@ def test_generated_ids_are_equal_in_a_left_padded_batch(tower, strategy, layer, 
     hf = reference(tower, strategy, layer)
     model = composed(hf, tower)
     inputs, pixels = left_padded(batch(tower, strategy, 2, 1)), tiny.pixels(3)
-    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, **how}
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, **how}
     expected = hf.generate(**inputs, pixel_values=pixels, **settings)
     assert torch.equal(model.generate(**inputs, pixel_values=pixels, **settings), expected)
 
@@ -118,7 +118,7 @@ def test_left_padded_batches_generate_what_single_samples_do(tower):
     """A sample's answer does not depend on what it is batched with."""
     model = composed(reference(tower, "full", -2), tower)
     inputs, pixels = left_padded(batch(tower, "full", 2, 1)), tiny.pixels(3)
-    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     together = model.generate(**inputs, pixel_values=pixels, **settings)[:, inputs["input_ids"].shape[1] :]
     for sample, images in enumerate((pixels[:2], pixels[2:])):
         kept = inputs["attention_mask"][sample].bool()

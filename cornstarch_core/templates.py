@@ -1,0 +1,236 @@
+"""Chat templates: writing a conversation with one, and finding out which form of content it takes.
+
+The rule: a template is tried on one message of each role. A role whose typed text part it writes as text gets typed
+content; another role gets strings, with the placeholders written in. A typed media part for which the template does not
+write the modality's placeholder once becomes a text part that holds it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from transformers.utils import chat_template_utils
+
+from .errors import InputError
+
+__all__ = ["ChatTemplate", "choose"]
+
+Message = dict[str, Any]
+
+_render_jinja: Any = chat_template_utils.render_jinja_template  # its annotation (5.23) knows of one result only
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_SAMPLE = "cornstarch"  # survives trimming; not a word that a template writes by itself
+_AS_DATA = re.compile(r"""['"]text['"]\s*:\s*['"]""" + _SAMPLE)
+_HINT = (
+    "Mark the assistant's words in the template with {% generation %} and {% endgeneration %}: then they are found "
+    "whatever the template does."
+)
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja chat template with what it may refer to.
+
+    Args:
+        source: the template.
+        tokens: placeholder of each modality.
+        types: content types of each modality, its key first.
+        variables: further variables, the tokenizer's special tokens among them.
+        tools: as in the tokenizer's ``apply_chat_template``.
+        documents: likewise.
+    """
+
+    source: str
+    tokens: Mapping[str, str]
+    types: Mapping[str, Sequence[str]]
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    tools: list[Any] | None = None
+    documents: list[Any] | None = None
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def render(self, messages: Sequence[Message], where: str = "", **options: Any) -> str:
+        """Write one conversation, in the form that :meth:`fit` gives.
+
+        Raises:
+            InputError: the template refuses it.
+        """
+        return self._render(messages, where, **options)[0]
+
+    def _render(self, messages: Sequence[Message], where: str, **options: Any) -> tuple[str, list[tuple[int, int]]]:
+        try:
+            texts, spans = _render_jinja(
+                conversations=[list(messages)],
+                chat_template=self.source,
+                tools=self.tools,
+                documents=self.documents,
+                **{**self.variables, **options},
+            )
+        except Exception as error:  # a template may raise anything
+            raise InputError(f"{where}the chat template can't write this conversation: {error}") from error
+        return texts[0], [(start, stop) for start, stop in spans[0]] if spans else []
+
+    def turns(self, messages: Sequence[Message], where: str = "") -> tuple[str, list[tuple[int, int]]]:
+        """Write one conversation and find what the assistant says in it.
+
+        Returns:
+            The text, and ``(start, stop)`` of each of the assistant's turns: without the role's header, with the token
+            that ends the turn. Or what is inside ``{% generation %}``, if the template has it.
+
+        Raises:
+            InputError: the template writes a conversation otherwise than its beginning, so that a turn can't be found.
+        """
+        if _GENERATION.search(self.source):
+            return self._render(messages, where, return_assistant_tokens_mask=True)
+        text = self.render(messages, where)
+        speaks = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
+        return text, [self._turn(messages, index, text, f"{where}message {index}") for index in speaks]
+
+    def _turn(self, messages: Sequence[Message], index: int, text: str, where: str) -> tuple[int, int]:
+        try:
+            through = self.render(messages[: index + 1])
+            before = self._before(messages, index)
+        except InputError as error:
+            raise InputError(f"{where}: the assistant's turn can't be found, because {error} {_HINT}") from error
+        if not (text.startswith(through) and through.startswith(before)):
+            raise InputError(
+                f"{where}: the assistant's turn can't be found, because the chat template does not write a "
+                f"conversation as it writes the beginning of it. {_HINT}"
+            )
+        return len(before), len(through)
+
+    def _before(self, messages: Sequence[Message], index: int) -> str:
+        """The text up to the first character that is the assistant's own."""
+        if index > 0:
+            prompt = self.render(messages[:index], add_generation_prompt=True)
+            if prompt != self.render(messages[:index]):
+                return prompt
+        # There is no generation prompt: what stays when the words change is the header.
+        one, other = (self.render([*messages[:index], self._say(messages[index], word)]) for word in ("A", "Z"))
+        return one[: next((i for i, (a, z) in enumerate(zip(one, other, strict=False)) if a != z), len(one))]
+
+    def _say(self, message: Message, text: str) -> Message:
+        typed = isinstance(message.get("content"), list)
+        return {**message, "content": [_text(text)] if typed else text}
+
+    # --- fitting ------------------------------------------------------------------------------------------------------
+
+    def fit(self, messages: Sequence[Message], where: str = "") -> list[Message]:
+        """The conversation in the form that the template takes, without the media.
+
+        Args:
+            messages: with strings or typed parts as content.
+            where: which conversation, for messages.
+
+        Raises:
+            InputError: the template writes neither form, or a part is of an unknown type.
+        """
+        return [self._fit(dict(message), f"{where}message {index}") for index, message in enumerate(messages)]
+
+    def _fit(self, message: Message, where: str) -> Message:
+        content = message.get("content")
+        if not isinstance(content, (str, list, tuple)):
+            return message
+        typed, plain = self._forms.get(message.get("role", ""), self._forms["user"])
+        if isinstance(content, str):
+            return message if plain or not typed else {**message, "content": [_text(content)]}
+        parts = [self._part(part, typed, where) for part in content]
+        if typed:
+            return {**message, "content": parts}
+        if not plain:
+            raise InputError(
+                f"{where}: the chat template writes the text of a {message.get('role')} message neither from a string "
+                "nor from typed parts; give another with chat_template=."
+            )
+        return {**message, "content": "".join(part["text"] for part in parts)}
+
+    def _part(self, part: Any, typed: bool, where: str) -> Message:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            return _text(part["text"])
+        key = self.modality(kind, where)
+        written = self._written[key] if typed else None
+        return {"type": written} if written is not None else _text(self.tokens[key])
+
+    def modality(self, kind: Any, where: str) -> str:
+        """The modality of a typed part.
+
+        Raises:
+            InputError: no modality has such a type, or several do.
+        """
+        if kind in self.tokens:
+            return kind
+        keys = [key for key, types in self.types.items() if kind in types]
+        if len(keys) == 1:
+            return keys[0]
+        if keys:
+            raise InputError(
+                f"{where}: a part of type {kind!r} could be for any of {', '.join(keys)}; name the modality: "
+                f'{{"type": "{keys[0]}", "{keys[0]}": ...}}.'
+            )
+        known = ["text", *dict.fromkeys(one for types in self.types.values() for one in types)]
+        raise InputError(
+            f"{where}: a part of type {kind!r}; expected a dictionary with a type of {', '.join(known)}, such as "
+            '{"type": "text", "text": "..."}.'
+        )
+
+    @cached_property
+    def _forms(self) -> dict[str, tuple[bool, bool]]:
+        """Of each role, whether its text is written from typed parts, and whether from a string."""
+        user: Message = {"role": "user", "content": ""}
+        forms = {"user": self._try([user], 0)}
+        user["content"] = [_text("Hello")] if forms["user"][0] else "Hello"
+        reply = {"role": "assistant", "content": ""}
+        return {**forms, "assistant": self._try([user, reply], 1), "system": self._try([{"role": "system"}, user], 0)}
+
+    def _try(self, messages: list[Message], index: int) -> tuple[bool, bool]:
+        def written(content: Any) -> bool:
+            text = self._attempt([*messages[:index], {**messages[index], "content": content}, *messages[index + 1 :]])
+            return _SAMPLE in text and not _AS_DATA.search(text)
+
+        return written([_text(_SAMPLE)]), written(_SAMPLE)
+
+    @cached_property
+    def _written(self) -> dict[str, str | None]:
+        """Of each modality, the content type for which the template writes its placeholder."""
+        return {key: next((kind for kind in self.types[key] if self._writes(kind, key)), None) for key in self.tokens}
+
+    def _writes(self, kind: str, key: str) -> bool:
+        text = self._attempt([{"role": "user", "content": [{"type": kind}, _text(_SAMPLE)]}])
+        return text.count(self.tokens[key]) == 1 and _SAMPLE in text
+
+    def _attempt(self, messages: list[Message]) -> str:
+        try:
+            return self.render(messages)
+        except InputError:
+            return ""
+
+
+def _text(text: str) -> Message:
+    return {"type": "text", "text": text}
+
+
+def choose(given: str | None, own: str | dict[str, str] | None) -> str:
+    """The template that is given, by itself or by name, or else the default one.
+
+    Raises:
+        InputError: there is none, or several without one called ``"default"``.
+    """
+    named = own if isinstance(own, dict) else {"default": own} if own else {}
+    if given is not None:
+        return named.get(given, given)
+    if "default" in named:
+        return named["default"]
+    raise InputError(
+        "there is no chat template"
+        + (
+            f" called 'default', only {', '.join(named)}; name one: chat_template='...'."
+            if named
+            else "; set processor.chat_template to one, pass chat_template=, or use a tokenizer that has one."
+        )
+    )

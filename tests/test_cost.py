@@ -1,0 +1,158 @@
+"""What a step costs: frozen parts leave nothing behind, and our own code never waits for the device."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cornstarch_core import ModalEncoderModule, MultimodalModel
+
+SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "equal.", "item")
+
+
+class Ops(TorchDispatchMode):
+    """Records the name of every operation; a boolean-mask index counts as ``nonzero``."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        if "index." in name or "index_put" in name:
+            indices = args[1] if len(args) > 1 else []
+            if any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in indices):
+                name = "nonzero (boolean index)"
+        self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def syncs(self) -> list[str]:
+        """Operations that would make the host wait for the device."""
+        return [name for name in self.names if any(sync in name for sync in SYNCS)]
+
+
+def composed(callbacks=None) -> MultimodalModel:
+    """CLIP and Llama; the placeholder id lies outside the table."""
+    encoder = ModalEncoderModule(tiny.clip(), callbacks=callbacks)
+    model = MultimodalModel(encoders={"vision": encoder}, language_model=tiny.llama())
+    model.set_modality_token_ids({"vision": tiny.IMAGE_TOKEN})
+    return model
+
+
+def batch(*images: int, tokens: int = 17) -> dict:
+    """Inputs with positions, as the processor makes them."""
+    inputs = tiny.prompt(*images, tokens=tokens)
+    positions = (inputs["input_ids"].flatten() == tiny.IMAGE_TOKEN).nonzero().squeeze(1)
+    media = {"positions": positions}
+    if sum(images):
+        media["pixel_values"] = tiny.pixels(sum(images))
+    return {**inputs, "encoder_inputs": {"vision": media}}
+
+
+@pytest.mark.parametrize("callbacks", [None, "llava"])
+def test_a_batch_with_positions_costs_no_sync_whatever_the_number_of_images(callbacks):
+    """Up to the language model's call there is no item, nonzero or boolean index, and one count of operations."""
+    model, counts = composed(callbacks), []
+    for images in ((1, 1), (8, 7), (0, 3)):
+        inputs = batch(*images, tokens=16 if callbacks else 17)
+        with Ops() as ops:
+            model._prepare(inputs["input_ids"], None, inputs["labels"], inputs["encoder_inputs"], {})
+        assert ops.syncs == []
+        counts.append(len(ops.names))
+    assert len(set(counts)) == 1
+
+
+def test_without_media_there_is_no_sync_either():
+    """Empty positions say that there is nothing to look for."""
+    inputs = batch(0, 0)
+    with Ops() as ops:
+        composed()._prepare(inputs["input_ids"], None, inputs["labels"], inputs["encoder_inputs"], {})
+    assert ops.syncs == []
+
+
+def test_the_counter_counts():
+    """Looking placeholders up by id does cost a sync, and the check sees it."""
+    inputs = batch(1)
+    inputs["encoder_inputs"]["vision"].pop("positions")
+    with Ops() as ops:
+        composed()._prepare(inputs["input_ids"], None, inputs["labels"], inputs["encoder_inputs"], {})
+    assert any("nonzero" in name for name in ops.syncs)
+
+
+class Saved:
+    """Counts the bytes that autograd keeps while the encoder runs."""
+
+    def __init__(self, module):
+        self.bytes, self.calls, self.module = 0, 0, module
+
+    def __enter__(self):
+        self.handles = [
+            self.module.register_forward_pre_hook(lambda *_: self._start()),
+            self.module.register_forward_hook(lambda *_: self.hooks.__exit__(None, None, None)),
+        ]
+        return self
+
+    def _start(self):
+        self.calls += 1
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._save, lambda tensor: tensor)
+        self.hooks.__enter__()
+
+    def _save(self, tensor):
+        self.bytes += tensor.nbytes
+        return tensor
+
+    def __exit__(self, *_):
+        for handle in self.handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("peft", [False, True])
+def test_a_frozen_encoder_leaves_no_graph(checkpointing, peft):
+    """Zero bytes saved for backward, one forward and no recompute; also with activation checkpointing and PEFT."""
+    model = composed()
+    model.set_trainable(encoders={"vision": (False, True)})
+    if peft:
+        model.language_model = get_peft_model(model.language_model, LoraConfig(target_modules=["q_proj"]))
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    model.train()
+    with Saved(model.vision_encoder.module) as saved:
+        model(**batch(1, 1)).loss.backward()
+    assert (saved.bytes, saved.calls) == (0, 1)
+    assert model.vision_encoder.projector.projection.weight.grad.abs().sum() > 0
+
+
+def test_the_byte_counter_counts():
+    """An encoder that trains does save tensors, and the check sees it."""
+    model = composed().train()
+    with Saved(model.vision_encoder.module) as saved:
+        model(**batch(1)).loss.backward()
+    assert saved.bytes > 0
+
+
+def test_pixels_that_require_gradients_get_them():
+    """Frozen means that nobody asks; who asks for the gradient of the pixels is answered."""
+    model = composed()
+    model.set_trainable(encoders={"vision": (False, False)}, language_model=False)
+    pixels = tiny.pixels(1).requires_grad_()
+    model(**tiny.prompt(1), pixel_values=pixels).loss.backward()
+    assert pixels.grad.abs().sum() > 0
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    """The same gradients for every parameter, with an encoder that trains."""
+    gradients = []
+    for checkpointing in (False, True):
+        model = composed().train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model(**batch(1, 1)).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    plain, checkpointed = gradients
+    assert plain.keys() == checkpointed.keys()
+    assert all(torch.allclose(plain[name], checkpointed[name], atol=1e-7) for name in plain)

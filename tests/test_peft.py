@@ -1,0 +1,143 @@
+"""PEFT on a part and on the whole: really run, trained, and saved so that it comes back equal, or refused."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+
+from cornstarch_core import ModalEncoderModule, MultimodalModel
+from cornstarch_core.errors import CheckpointError
+
+
+def lora(targets=("q_proj", "v_proj"), **changes) -> LoraConfig:
+    """LoRA whose B is not zero, so that it matters at once."""
+    targets = targets if isinstance(targets, str) else list(targets)
+    return LoraConfig(target_modules=targets, init_lora_weights=False, **changes)
+
+
+def composed(vision=None, language_model=None) -> MultimodalModel:
+    """CLIP and Llama, either of them perhaps wrapped."""
+    model = MultimodalModel(
+        encoders={"vision": ModalEncoderModule(vision or tiny.clip())}, language_model=language_model or tiny.llama()
+    )
+    model.set_modality_token_ids({"vision": tiny.IMAGE_TOKEN})
+    return model.eval()
+
+
+def batch() -> dict:
+    """One sample with one image, and labels."""
+    return {**tiny.prompt(1), "pixel_values": tiny.pixels(1)}
+
+
+def test_a_wrapped_encoder_is_run_and_gets_gradients():
+    """Its adapters change the logits, and every one of them trains; the base stays frozen."""
+    wrapped = get_peft_model(tiny.clip(), lora())
+    model = composed(vision=wrapped)
+    output = model(**batch())
+    with wrapped.disable_adapter():
+        assert not torch.equal(model(**batch()).logits, output.logits)
+    output.loss.backward()
+    for name, parameter in wrapped.named_parameters():
+        assert ("lora_" in name) == (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)), name
+
+
+def test_the_seeds_example_a_wrapped_language_model():
+    """get_peft_model(llm, LoraConfig(task_type=CAUSAL_LM)) before composing."""
+    config = LoraConfig(task_type=TaskType.CAUSAL_LM, inference_mode=False)
+    model = composed(language_model=get_peft_model(tiny.llama(), config))
+    model(**batch()).loss.backward()
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum()}
+    assert trained == {"language_model", "vision_encoder"}
+    prompt = {k: v for k, v in batch().items() if k != "labels"}
+    assert model.generate(**prompt, max_new_tokens=3, min_new_tokens=3).shape[1] == prompt["input_ids"].shape[1] + 3
+
+
+def test_the_whole_can_be_wrapped_trained_and_generated_from():
+    """get_peft_model(mllm, LoraConfig(target_modules=...)) trains the adapters alone and lowers the loss."""
+    model = get_peft_model(composed(), LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", r=4))
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trainable, lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss = model(**batch()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1
+    prompt = {k: v for k, v in batch().items() if k != "labels"}
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    assert torch.equal(model.eval().generate(**prompt, **settings), model.get_base_model().generate(**prompt, **settings))
+
+
+def test_adapters_of_the_whole_save_by_themselves_and_load_onto_a_fresh_base(tmp_path):
+    """PeftModel's own folder works on a composed model."""
+    base = composed()
+    weights = tiny.copies(base)
+    model = get_peft_model(base, lora(task_type="CAUSAL_LM")).eval()
+    expected = model(**batch()).logits
+    model.save_pretrained(tmp_path)
+    fresh = composed()
+    fresh.load_state_dict(weights)
+    assert torch.equal(PeftModel.from_pretrained(fresh, tmp_path).eval()(**batch()).logits, expected)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [
+        lora(task_type="CAUSAL_LM"),
+        lora("all-linear", task_type="CAUSAL_LM"),
+        lora(["embed_tokens", "q_proj"], task_type="CAUSAL_LM"),
+        lora(task_type="CAUSAL_LM", modules_to_save=["lm_head"]),
+        IA3Config(task_type="CAUSAL_LM", init_ia3_weights=False),
+    ],
+    ids=["attention", "all-linear", "embeddings", "modules_to_save", "ia3"],
+)
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_a_wrapped_language_model_comes_back_equal(config, tie, tmp_path):
+    """Also where adapters sit on tied embeddings."""
+    model = composed(language_model=get_peft_model(tiny.llama(tie_word_embeddings=tie), config))
+    model.save_pretrained(tmp_path)
+    loaded = MultimodalModel.from_pretrained(tmp_path)
+    assert isinstance(loaded.language_model, PeftModel)
+    assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
+    assert {n for n, p in loaded.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
+
+
+def test_a_wrapped_encoder_with_two_adapters_comes_back_equal(tmp_path):
+    """Every adapter is saved, and the active one is active again."""
+    wrapped = get_peft_model(tiny.clip(), lora())
+    wrapped.add_adapter("second", lora(["k_proj"]))
+    wrapped.set_adapter("second")
+    model = composed(vision=wrapped)
+    model.save_pretrained(tmp_path)
+    loaded = MultimodalModel.from_pretrained(tmp_path)
+    assert loaded.vision_encoder.module.active_adapters == ["second"]
+    assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
+
+
+def test_what_would_not_come_back_is_refused(tmp_path):
+    """Adapters inside the parts of a wrapped whole, injected ones, and prompts: each with the way out."""
+    whole = get_peft_model(composed(), lora(task_type="CAUSAL_LM"))
+    injected = composed()
+    injected.language_model.add_adapter(lora())
+    prompts = composed(
+        language_model=get_peft_model(tiny.llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    )
+    for model in (whole.get_base_model(), injected, prompts):
+        with pytest.raises(CheckpointError, match="adapters .*Merge them"):
+            model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_merged_adapters_save_as_plain_weights(tmp_path):
+    """The way out works."""
+    model = get_peft_model(composed(), lora(task_type="CAUSAL_LM")).eval()
+    expected = model(**batch()).logits
+    model.merge_and_unload().save_pretrained(tmp_path)
+    assert torch.allclose(MultimodalModel.from_pretrained(tmp_path)(**batch()).logits, expected, atol=1e-5)
