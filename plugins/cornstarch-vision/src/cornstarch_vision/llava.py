@@ -230,7 +230,7 @@ def _with_features(output: Any, features: torch.Tensor) -> BaseModelOutput | tup
 
 
 def _as_layers(context: EncoderContext, layer: int | Sequence[int]) -> tuple[int, ...]:
-    layers = (layer,) if isinstance(layer, int) else tuple(layer)
+    layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
     if not layers or any(type(one) is not int for one in layers):
         raise CompositionError(f"{context.key}: vision_feature_layer={layer!r}; expected an integer or a list of them.")
     blocks: int | None = getattr(context.config, "num_hidden_layers", None)
