@@ -24,6 +24,7 @@ __all__ = [
     "build_transformers_model",
     "class_path",
     "config_from_dict",
+    "constructor_arguments",
     "default_dtype",
     "embed",
     "embedding_shape",
@@ -35,6 +36,14 @@ __all__ = [
 
 # Taken by the wrappers around forward (5.23) or by the loss, so they are in no signature.
 _ALWAYS_ACCEPTED = {"cache_position", "ignore_index", "return_dict", "shift_labels", "token_type_ids", "use_cache"}
+# What a model declares for those who shard, place or cast it.
+_DECLARED = (
+    "_no_split_modules",
+    "_keep_in_fp32_modules",
+    "_keep_in_fp32_modules_strict",
+    "_skip_keys_device_placement",
+)
+_CONSTRUCTOR_ARGUMENTS = ("add_pooling_layer", "use_mask_token")
 _TRANSFORMERS_CLASS = re.compile(r"transformers\.models(\.[a-z0-9_]+)+:[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -57,13 +66,11 @@ def unwrap(module: Any) -> Any:
 
 def keep_weights(module: nn.Module) -> None:
     """Mark everything in ``module`` as initialised, so that ``post_init()`` of a parent doesn't draw it anew (5.23)."""
-    for part in module.modules():
-        part._is_hf_initialized = True
-    for tensor in [*module.parameters(), *module.buffers()]:
-        tensor._is_hf_initialized = True
+    for item in (*module.modules(), *module.parameters(), *module.buffers()):
+        setattr(item, "_is_hf_initialized", True)  # noqa: B010 - not an attribute that types know
 
 
-def embedding_shape(language_model: nn.Module) -> tuple[int, int]:
+def embedding_shape(language_model: Any) -> tuple[int, int]:
     """``(vocabulary, width)`` of the input embeddings.
 
     The width is the table's: OPT, for one, has embeddings narrower than its ``hidden_size``.
@@ -72,8 +79,8 @@ def embedding_shape(language_model: nn.Module) -> tuple[int, int]:
         table = language_model.get_input_embeddings()
     except (AttributeError, NotImplementedError) as error:
         raise CompositionError(
-            f"language_model: {type(language_model).__name__} gives no input embeddings ({error}); a causal language model "
-            "of transformers is needed."
+            f"language_model: {type(language_model).__name__} gives no input embeddings ({error}); a causal language "
+            "model of transformers is needed."
         ) from error
     return int(getattr(table, "num_embeddings", table.weight.shape[0])), int(table.weight.shape[-1])
 
@@ -97,7 +104,7 @@ def out_of_table(language_model: nn.Module, input_ids: torch.Tensor, token_ids: 
     return input_ids
 
 
-def embed(language_model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+def embed(language_model: Any, input_ids: torch.Tensor) -> torch.Tensor:
     """Token embeddings ``(B, S, D)``."""
     return language_model.get_input_embeddings()(input_ids)
 
@@ -144,12 +151,28 @@ def config_from_dict(config: dict[str, Any], path: Any) -> PreTrainedConfig | No
     return cls.config_class.from_dict(config) if cls is not None and cls.config_class is not None else None
 
 
-def build_transformers_model(path: Any, config: PreTrainedConfig | None) -> PreTrainedModel | None:
+def constructor_arguments(module: nn.Module | None) -> dict[str, bool]:
+    """How ``module`` was made, as far as its config doesn't tell.
+
+    These two are all that models of transformers (5.23) take beside a config, and that change their weights.
+    """
+    parameters = inspect.signature(type(unwrap(module)).__init__).parameters
+    found = {
+        "add_pooling_layer": getattr(unwrap(module), "pooler", None) is not None,
+        "use_mask_token": any(name.endswith("mask_token") for name, _ in unwrap(module).named_parameters()),
+    }
+    return {name: value for name, value in found.items() if name in parameters}
+
+
+def build_transformers_model(
+    path: Any, config: PreTrainedConfig | None, arguments: dict[str, Any] | None
+) -> PreTrainedModel | None:
     """A model with fresh weights in the default dtype, or ``None`` if ``path`` is no class of transformers."""
     cls = transformers_class(path)
     if cls is None or config is None:
         return None
-    return cls._from_config(config, dtype=torch.get_default_dtype())
+    known = {name: bool((arguments or {})[name]) for name in _CONSTRUCTOR_ARGUMENTS if name in (arguments or {})}
+    return cls._from_config(config, dtype=torch.get_default_dtype(), **known)
 
 
 @contextmanager
@@ -180,7 +203,7 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    language_model: nn.Module
+    language_model: Any
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -205,9 +228,8 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
         for part in self.modules():
             if part is self or not isinstance(part, PreTrainedModel):
                 continue
-            for name in ("_no_split_modules", "_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
+            for name in _DECLARED:
                 getattr(self, name).update(getattr(part, name, None) or ())
-            self._skip_keys_device_placement.update(part._skip_keys_device_placement or ())
 
     def _existing_ties(self) -> dict[str, str]:
         """Tied weights by full name, also where PEFT has wrapped the layer that holds them."""
@@ -224,7 +246,7 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
         for name, buffer in kept:
             parent, _, leaf = name.rpartition(".")
             self.get_submodule(parent)._buffers[leaf] = buffer
-            buffer._is_hf_initialized = True
+            setattr(buffer, "_is_hf_initialized", True)  # noqa: B010 - as in keep_weights
 
     # Embeddings are the language model's. The inherited versions would walk into the encoders too: hooking
     # requires_grad_ on a frozen vision tower's patches makes backward run through all of it (5.23).
@@ -252,7 +274,7 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
         """Replace the language model's head."""
         self.language_model.set_output_embeddings(new_embeddings)
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Resize the language model's vocabulary; takes and returns what its own method does."""
         return self.language_model.resize_token_embeddings(*args, **kwargs)
 

@@ -13,11 +13,12 @@ from .errors import CheckpointError
 __all__ = ["attach", "check_savable", "describe", "freeze_base"]
 
 _WAY_OUT = (
-    "Merge them (merge_and_unload()), or save the adapters alone with PeftModel.save_pretrained and the model without them."
+    "Merge them (merge_and_unload()), or save the adapters alone with PeftModel.save_pretrained and the model without "
+    "them."
 )
 
 
-def describe(module: nn.Module) -> dict[str, Any] | None:
+def describe(module: Any) -> dict[str, Any] | None:
     """The adapters of a ``PeftModel``; ``None`` for any other module."""
     if not is_peft(module):
         return None
@@ -43,7 +44,7 @@ def attach(module: nn.Module, record: dict[str, Any] | None, where: str) -> nn.M
     return model
 
 
-def freeze_base(module: nn.Module) -> None:
+def freeze_base(module: Any) -> None:
     """Let only the active adapters of a ``PeftModel`` train, as after wrapping; loading weights unfreezes them all."""
     if not is_peft(module):
         return
@@ -63,7 +64,9 @@ def check_savable(model: nn.Module) -> None:
     wrapped = {name: part for name, part in model.named_modules() if is_peft(part)}
     for name, part in wrapped.items():
         if any(config.is_prompt_learning for config in part.peft_config.values()):
-            raise CheckpointError(f"{name} has prompt-learning adapters that can't be saved inside the model. {_WAY_OUT}")
+            raise CheckpointError(
+                f"{name} has prompt-learning adapters that can't be saved inside the model. {_WAY_OUT}"
+            )
     inside = tuple(f"{name}." for name in wrapped)
     for name, part in model.named_modules():
         if _is_tuner_layer(part) and not name.startswith(inside):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from . import adapters
-from ._hf import build_transformers_model, class_path, default_dtype, unwrap
+from ._hf import build_transformers_model, class_path, constructor_arguments, default_dtype, unwrap
 from .config import MultimodalConfig
 from .encoder import ModalEncoderModule
 from .errors import CheckpointError, CompositionError
@@ -46,6 +48,7 @@ def describe(model: MultimodalModel) -> None:
 
 
 def _describe_encoder(encoder: ModalEncoderModule) -> dict[str, Any]:
+    assert encoder.projector is not None  # made when the model was composed
     own = [part for part in ("preprocess", "postprocess_module", "postprocess_projector") if _is_own(encoder, part)]
     callbacks = None
     if encoder.callback_provided is not None:
@@ -75,8 +78,13 @@ def _is_own(encoder: ModalEncoderModule, part: str) -> bool:
 
 def _describe_module(module: nn.Module | None) -> dict[str, Any]:
     if module is None:
-        return {"class": None, "dtype": None, "adapters": None}
-    return {"class": class_path(module), "dtype": _dtype(module), "adapters": adapters.describe(module)}
+        return {"class": None}
+    return {
+        "class": class_path(module),
+        "arguments": constructor_arguments(module),
+        "dtype": _dtype(module),
+        "adapters": adapters.describe(module),
+    }
 
 
 def _dtype(module: nn.Module) -> str | None:
@@ -94,7 +102,8 @@ def _plain_config(module: nn.Module | None) -> dict[str, Any] | None:
     config = getattr(unwrap(module), "config", None)
     if isinstance(config, dict):
         return dict(config)
-    return config.to_dict() if hasattr(config, "to_dict") else None
+    to_dict = getattr(config, "to_dict", None)
+    return to_dict() if to_dict is not None else None
 
 
 # --- and back ---------------------------------------------------------------------------------------------------------
@@ -106,12 +115,9 @@ def build_language_model(config: MultimodalConfig) -> nn.Module:
     if not record:
         raise TypeError("language_model= is missing.")
     with default_dtype(record.get("dtype")):
-        model = build_transformers_model(record.get("class"), config.text_config)
+        model = build_transformers_model(record.get("class"), config.text_config, record.get("arguments"))
     if model is None:
-        raise CheckpointError(
-            "the language model's class is not one of transformers, so it can't be built from the saved config; pass one "
-            "built alike: MultimodalModel.from_pretrained(folder, language_model=the_model)."
-        )
+        raise _own_making("language_model", "the language model", "language_model=the_model")
     return adapters.attach(model, record.get("adapters"), "language_model")
 
 
@@ -123,15 +129,14 @@ def build_encoders(
 ) -> dict[str, ModalEncoderModule]:
     """All encoders: those given, and those that the config describes."""
     known = config.encoders.keys() | encoders.keys()
-    for what, given in (("projectors", projectors), ("callbacks", callbacks)):
-        if given.keys() - known:
-            raise ValueError(f"{what}= for {', '.join(sorted(given.keys() - known))}, but there is no such encoder.")
-    parts: dict[str, Any] = {}
-    for key, record in config.encoders.items():
-        given = encoders.get(key)
-        complete = isinstance(given, ModalEncoderModule)
-        parts[key] = given if complete else _build_encoder(key, config, given, projectors.get(key), callbacks.get(key))
-    return {**parts, **{key: encoder for key, encoder in encoders.items() if key not in parts}}
+    for what, keys in (("projectors", projectors.keys()), ("callbacks", callbacks.keys())):
+        if keys - known:
+            raise ValueError(f"{what}= for {', '.join(sorted(keys - known))}, but there is no such encoder.")
+    parts: dict[str, Any] = dict(encoders)
+    for key in config.encoders:
+        if not isinstance(parts.get(key), ModalEncoderModule):
+            parts[key] = _build_encoder(key, config, parts.get(key), projectors.get(key), callbacks.get(key))
+    return parts
 
 
 def _build_encoder(
@@ -148,10 +153,8 @@ def _build_encoder(
         module = adapters.attach(module, record.get("adapters"), key)
     named = record.get("callbacks")
     if record.get("custom_callbacks") and callbacks is None:
-        raise CheckpointError(
-            f"{key}: its {', '.join(record['custom_callbacks'])} callback is of the user's own making, which no plugin "
-            f"provides; pass it: MultimodalModel.from_pretrained(folder, callbacks={{{key!r}: ModalCallbacks(...)}})."
-        )
+        parts = ", ".join(record["custom_callbacks"])
+        raise _own_making(key, f"its {parts} callback", f"callbacks={{{key!r}: ModalCallbacks(...)}}")
     own = {part: getattr(callbacks, part) for part in record.get("custom_callbacks", ())}
     return ModalEncoderModule(
         module,
@@ -165,26 +168,27 @@ def _build_encoder(
     )
 
 
+def _own_making(where: str, what: str, argument: str) -> CheckpointError:
+    return CheckpointError(
+        f"{where}: {what} is of the user's own making, so it can't be built from the saved config; pass one built "
+        f"alike: MultimodalModel.from_pretrained(folder, {argument})."
+    )
+
+
 def _build_module(key: str, record: Mapping[str, Any], config: PreTrainedConfig | None) -> nn.Module:
-    module = build_transformers_model(record.get("class"), config)
+    module = build_transformers_model(record.get("class"), config, record.get("arguments"))
     if module is not None:
         return module
     if record.get("encoder") is not None:
         provided = registry().lookup("encoders", record["encoder"])
         if provided.spec.build is not None:
             return resolve(provided.spec.build, provided.plugin)(record.get("config"))
-    raise CheckpointError(
-        f"{key}: its encoder is a module of the user's own making, which can't be built from the saved config; pass one "
-        f"built alike: MultimodalModel.from_pretrained(folder, encoders={{{key!r}: the_module}})."
-    )
+    raise _own_making(key, "its encoder", f"encoders={{{key!r}: the_module}}")
 
 
 def _build_projector(key: str, record: Mapping[str, Any], projector: nn.Module | None) -> MultimodalProjector:
     if record["custom"] and projector is None:
-        raise CheckpointError(
-            f"{key}: its projector is a module of the user's own making, which can't be built from the saved config; pass "
-            f"one built alike: MultimodalModel.from_pretrained(folder, projectors={{{key!r}: the_module}})."
-        )
+        raise _own_making(key, "its projector", f"projectors={{{key!r}: the_module}}")
     if isinstance(projector, MultimodalProjector):
         return projector
     with default_dtype(record.get("dtype")):
@@ -200,6 +204,7 @@ def save(
     """Describe ``model`` anew and write it through ``write``, the inherited ``save_pretrained``."""
     adapters.check_savable(model)
     describe(model)
+    _check_rebuildable(model)
     if not model.should_save_on_this_rank(is_main_process):
         write(folder, is_main_process=is_main_process, **kwargs)
         return
@@ -212,8 +217,28 @@ def save(
         except RuntimeError as error:
             if "shared tensors" not in str(error):
                 raise
-            raise CheckpointError(f"tensors share memory in a way that a folder can't hold; untie them: {error}") from error
+            raise CheckpointError(
+                f"tensors share memory in a way that a folder can't hold; untie them: {error}"
+            ) from error
         _check_written(model, staging)
+
+
+def _check_rebuildable(model: MultimodalModel) -> None:
+    """What the config describes must have the weights that are saved. Builds on the meta device: names, no memory."""
+    records = {"language_model": (model.config.language_model, model.language_model, model.config.text_config)}
+    for key, encoder in model.encoders.items():
+        records[key] = (model.config.encoders[key], encoder.module, getattr(model.config, f"{key}_config"))
+    for where, (record, module, config) in records.items():
+        if record.get("adapters") is not None:
+            continue
+        with torch.device("meta"):
+            rebuilt = build_transformers_model(record["class"], copy.deepcopy(config), record.get("arguments"))
+        if rebuilt is not None and rebuilt.state_dict().keys() != module.state_dict().keys():
+            different = sorted(rebuilt.state_dict().keys() ^ module.state_dict().keys())
+            raise CheckpointError(
+                f"{where}: its config does not describe its weights ({', '.join(different[:3])}, …), so it would not "
+                "come back. Nothing was written. Change the config, or make the module a class of your own."
+            )
 
 
 def _check_written(model: MultimodalModel, folder: Path) -> None:
@@ -228,8 +253,8 @@ def _check_written(model: MultimodalModel, folder: Path) -> None:
     lost = sorted(model.state_dict().keys() - written - tied - set(ignored))
     if lost:
         raise CheckpointError(
-            f"{len(lost)} tensors would be lost by saving ({', '.join(lost[:3])}, …); nothing was replaced. If they share "
-            "memory with others, untie them, for example by cloning, and save again."
+            f"{len(lost)} tensors would be lost by saving ({', '.join(lost[:3])}, …); nothing was replaced. If they "
+            "share memory with others, untie them, for example by cloning, and save again."
         )
 
 
@@ -286,9 +311,9 @@ def _load_foreign(name: Any, model_type: Any, kwargs: dict[str, Any]) -> Any:
     offered = registry().names("checkpoints")
     if model_type not in {one.rpartition("/")[2] for one in offered}:
         raise CheckpointError(
-            f"{name} holds a model of type {str(model_type)[:60]!r}, not a {MultimodalConfig.model_type} one; types that "
-            f"plugins can read: {', '.join(offered) or 'none'}. To build on it, use MultimodalModel.compose."
-            + registry().explain_unavailable()
+            f"{name} holds a model of type {str(model_type)[:60]!r}, not a {MultimodalConfig.model_type} one; types "
+            f"that plugins can read: {', '.join(offered) or 'none'}. To build on it, use MultimodalModel.compose."
+            f" {registry().explain_unavailable()}".rstrip()
         )
     provided = registry().lookup("checkpoints", model_type)
     return resolve(provided.spec.load, provided.plugin)(name, **kwargs)
@@ -324,7 +349,7 @@ def load_encoder(key: str, name: str, **kwargs: Any) -> PreTrainedModel:
 
 
 def _encoder_classes(key: str, configs: set[type]) -> list[type[PreTrainedModel]]:
-    """The first class of every registered family that is made from one of ``configs``; of this modality if there are."""
+    """The first class of every family that is made from one of ``configs``; of this modality if there are."""
     found = []
     for qualified in registry().names("encoders"):
         provided = registry().lookup("encoders", qualified)
@@ -335,4 +360,3 @@ def _encoder_classes(key: str, configs: set[type]) -> list[type[PreTrainedModel]
                 break
     of_key = [cls for modality, cls in found if modality == key]
     return list(dict.fromkeys(of_key or [cls for _, cls in found]))
-

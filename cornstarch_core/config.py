@@ -71,7 +71,7 @@ class MultimodalConfig(PreTrainedConfig):
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """All values, since a saved model must not depend on the defaults of a later version; no paths of this machine."""
+        """All values, since a saved model must not depend on a later version's defaults; no paths of this machine."""
         return _without_paths(self.to_dict())
 
 

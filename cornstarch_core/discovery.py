@@ -28,7 +28,7 @@ NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 
 State = Literal["available", "active", "blocked", "incompatible", "failed"]
 
-_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9._-]*[A-Za-z0-9])\s*\(?([^;@\[()]*)\)?\s*", re.ASCII)
+_REQUIREMENT = re.compile(r"\s*[A-Za-z0-9._-]+\s*\(?([^;@\[()]*)\)?\s*", re.ASCII)
 _CLAUSE = re.compile(r"\s*(>=|<=|==|!=|<|>)\s*(\d+(?:\.\d+)*)\s*", re.ASCII)
 _RELEASE = re.compile(r"\d+(\.\d+)*", re.ASCII)
 _VERBS = {"failed": "failed to load", "blocked": "is blocked", "incompatible": "is incompatible"}
@@ -169,7 +169,7 @@ def _unmet(requirement: str) -> str:
 def _met_simply(requirement: str, version: str) -> bool | None:
     """Compare plain releases, and answer None to all else: importing packaging would take 35 ms of our 60."""
     match = _REQUIREMENT.fullmatch(requirement)
-    clauses = [_CLAUSE.fullmatch(text) for text in match[2].split(",") if text.strip()] if match else [None]
+    clauses = [_CLAUSE.fullmatch(text) for text in match[1].split(",") if text.strip()] if match else [None]
     if not _RELEASE.fullmatch(version) or None in clauses:
         return None
     return all(_compare(_release(version), clause[1], _release(clause[2])) for clause in clauses if clause)

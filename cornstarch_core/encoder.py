@@ -39,8 +39,8 @@ class ModalEncoderModule(nn.Module):
     ``projector`` → ``postprocess_projector_callback``. Without callbacks the whole ``last_hidden_state`` is projected.
 
     Args:
-        module: a ``PreTrainedModel``, one wrapped by PEFT, any ``nn.Module`` (its output is a tensor, a list of tensors,
-            a tuple or a ``ModelOutput``), or ``None`` for ready-made embeddings, passed as ``embeds``.
+        module: a ``PreTrainedModel``, one wrapped by PEFT, any ``nn.Module`` (its output is a tensor, a list of
+            tensors, a tuple or a ``ModelOutput``), or ``None`` for ready-made embeddings, passed as ``embeds``.
         projector: a :class:`~cornstarch_core.MultimodalProjector`, any ``nn.Module``, or ``None``: made when a
             :class:`~cornstarch_core.MultimodalModel` is composed.
         model: another spelling of ``module``.
@@ -55,9 +55,9 @@ class ModalEncoderModule(nn.Module):
         input_names: the inputs that ``module`` takes; default: what its plugin says, or ``module.main_input_name``.
         name: name of the registered encoder that describes ``module``, if it can't be told by the class.
 
-    A callback is a function, or an ``nn.Module`` whose parameters train, save and load with the model. It gets a copy of
-    the inputs. ``module`` is called with ``input_names`` and with whatever ``preprocess_callback`` adds; other inputs
-    are seen by callbacks only.
+    A callback is a function, or an ``nn.Module`` whose parameters train, save and load with the model. It gets a copy
+    of the inputs. ``module`` is called with ``input_names`` and with whatever ``preprocess_callback`` adds; other
+    inputs are seen by callbacks only.
 
     Raises:
         TypeError: a part is given twice, or is of the wrong kind.
@@ -71,6 +71,10 @@ class ModalEncoderModule(nn.Module):
         >>> encoder.hidden_size, encoder.input_names[0]
         (32, 'pixel_values')
     """
+
+    module: Any
+    projector: Any
+    key = "encoder"  # until a model is composed
 
     def __init__(
         self,
@@ -218,7 +222,7 @@ class ModalEncoderModule(nn.Module):
         prepared = self._call("preprocess", dict(given))
         output = self._run_module({k: v for k, v in prepared.items() if k in self.input_names or k not in given})
         output = self._call("postprocess_module", dict(prepared), output)
-        output = _with_features(output, self.projector(output[0]))
+        output = _with_features(output, self.projector(_cast(output[0], self.projector)))
         return self._call("postprocess_projector", dict(prepared), output)
 
     def _call(self, part: str, *args: Any) -> Any:
@@ -233,12 +237,13 @@ class ModalEncoderModule(nn.Module):
         if self.module is None:
             return BaseModelOutput(last_hidden_state=inputs[EMBEDS])
         run = self.modal_callbacks.run_module or _run
+        inputs = {name: _cast(value, self.module) for name, value in inputs.items()}
         # A frozen encoder costs what inference costs. Not inference_mode: the projector must be able to save its
         # inputs for backward (torch 2.13).
         with torch.no_grad() if self._is_frozen(inputs) else nullcontext():
             output = run(self.module, inputs)
         if isinstance(output, (torch.Tensor, list)):
-            return BaseModelOutput(last_hidden_state=output)
+            return BaseModelOutput(last_hidden_state=output)  # type: ignore[arg-type]  # a list is fine here
         return output
 
     def _is_frozen(self, inputs: dict[str, Any]) -> bool:
@@ -258,8 +263,6 @@ class ModalEncoderModule(nn.Module):
                 "Declare further ones with ModalEncoderModule(input_names=...)."
             )
 
-    key = "encoder"  # until a model is composed
-
 
 # --- what is shared with those who have only a config -----------------------------------------------------------------
 
@@ -271,7 +274,7 @@ def encoder_context(
     spec: EncoderSpec | None = provided.spec if provided is not None else None
     prefix = 0
     if spec is not None and spec.prefix_tokens is not None:
-        prefix = resolve(spec.prefix_tokens, provided.plugin)(config)
+        prefix = resolve(spec.prefix_tokens, provided.plugin)(config)  # type: ignore[union-attr]
     return EncoderContext(
         key=key,
         config=config,
@@ -334,8 +337,12 @@ def _as_projector(projector: nn.Module | None) -> MultimodalProjector | None:
         return projector
     if not isinstance(projector, nn.Module):
         raise TypeError(f"projector= must be a torch.nn.Module or None, not {type(projector).__name__}.")
-    widths = {name: getattr(projector, name, None) for name in ("in_features", "out_features")}
-    return MultimodalProjector(MultimodalProjectorConfig(projection_type="custom", **widths), projector)
+    config = MultimodalProjectorConfig(
+        projection_type="custom",
+        in_features=getattr(projector, "in_features", None),
+        out_features=getattr(projector, "out_features", None),
+    )
+    return MultimodalProjector(config, projector)
 
 
 def _find_spec(module: nn.Module | None, name: str | None) -> Provided | None:
@@ -354,7 +361,7 @@ def _width(module: nn.Module | None, provided: Provided | None, given: int | Non
     if not isinstance(width, int):
         raise CompositionError(
             f"the width of {_called(module)}'s features can't be known; give ModalEncoderModule(..., hidden_size=...)."
-            + registry().explain_unavailable()
+            + f" {registry().explain_unavailable()}".rstrip()
         )
     return width
 
@@ -393,6 +400,16 @@ def _check_callback(part: str, callback: Any) -> None:
 
 def _run(module: nn.Module, inputs: dict[str, Any]) -> Any:
     return module(**inputs)
+
+
+def _cast(value: Any, module: nn.Module) -> Any:
+    """Floating tensors in the dtype of ``module``'s weights: a bfloat16 model takes a processor's float32 pixels."""
+    weights = next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), None)
+    if isinstance(value, list):
+        return [_cast(item, module) for item in value]
+    if weights is None or not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return value
+    return value.to(weights)
 
 
 def _what(part: str) -> str:

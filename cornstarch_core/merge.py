@@ -46,12 +46,16 @@ def place(embeds_BSD: torch.Tensor, positions_P: torch.Tensor, features_ND: torc
         return embeds_BSD.flatten(0, 1).index_copy(0, positions_P, features_ND).view_as(embeds_BSD)
     except IndexError as error:  # on a GPU this is an assertion on the device
         raise InputError(
-            f"positions point outside the {tuple(embeds_BSD.shape[:2])} batch ({error}); was input_ids cut or re-batched "
-            "after processing? Process again, with max_length= if it has to be shorter."
+            f"positions point outside the {tuple(embeds_BSD.shape[:2])} batch ({error}); was input_ids cut or "
+            "re-batched after processing? Process again, with max_length= if it has to be shorter."
         ) from error
 
 
-def mask_labels(labels_BS: torch.Tensor, positions_P: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:  # noqa: N803
+def mask_labels(
+    labels_BS: torch.Tensor,  # noqa: N803
+    positions_P: torch.Tensor,  # noqa: N803
+    ignore_index: int = -100,
+) -> torch.Tensor:
     """New labels with ``ignore_index`` at every position: nothing is learned from a placeholder."""
     return labels_BS.flatten().index_fill(0, positions_P.to(labels_BS.device), ignore_index).view_as(labels_BS)
 

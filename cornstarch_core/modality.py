@@ -26,7 +26,7 @@ from .subprocessors import SavedProcessor
 if TYPE_CHECKING:
     from .model import MultimodalModel
 
-__all__ = ["Modality", "from_config", "from_model"]
+__all__ = ["Modality", "check_recipe", "from_config", "from_model"]
 
 _RECIPE = ("class", "config", "encoder", "hidden_size", "input_names", "callbacks", "custom_callbacks", "projector")
 
@@ -59,6 +59,7 @@ class Modality:
         self.encoder = _lookup("encoders", recipe.get("encoder"))
         self.callback = _lookup("callbacks", (recipe.get("callbacks") or {}).get("name"))
         self.projector = _lookup("projectors", _projection_type(recipe))
+        self.projector_config = MultimodalProjectorConfig.from_dict(dict(recipe["projector"]["config"]))
         self.provided = self._find_processor_spec()
         self.callbacks = callbacks or self._build_callbacks()
         self.processor = self._build_processor(processor)
@@ -101,7 +102,7 @@ class Modality:
             raise CompositionError(
                 f"{self.key}: no plugin says how to prepare media for {self.recipe.get('class') or 'this encoder'}; "
                 f"give MultimodalProcessor(processors={{{self.key!r}: ...}}) an image processor, a feature extractor, "
-                "or a function (items, return_tensors='pt') -> dict of tensors." + registry().explain_unavailable()
+                f"or a function (items, return_tensors='pt') -> dict. {registry().explain_unavailable()}".rstrip()
             )
         return built
 
@@ -150,7 +151,7 @@ class Modality:
             self.encoder,
             self.callbacks,
             self.projector,
-            MultimodalProjectorConfig.from_dict(dict(self.recipe["projector"]["config"])),
+            self.projector_config,
             ready_made=self.is_ready_made,
         )
 
@@ -280,17 +281,22 @@ def from_config(config: MultimodalConfig) -> dict[str, Callable[[Any], Modality]
 
 
 def _of_record(key: str, config: MultimodalConfig, record: dict[str, Any]) -> Callable[[Any], Modality]:
-    if record.get("needs_model"):
+    if record.get("needs_model", record.get("custom_callbacks") and not record.get("callbacks")):
         raise CompositionError(
-            f"{key}: how its features are counted was told by an object of the user's own making, which is not saved; "
-            "pass the model that it was made for: MultimodalProcessor.from_pretrained(folder, model=mllm)."
+            f"{key}: its callbacks are of the user's own making, so its config does not tell how its features are "
+            "counted; give model= the model itself."
         )
     recipe = _recipe(record, record.get("text_hidden_size") or _text_width(config, record))
     return lambda processor: Modality(key, recipe, _restored(recipe), None, processor)
 
 
 def _recipe(record: Mapping[str, Any], width: int) -> dict[str, Any]:
-    return {**{name: record.get(name) for name in _RECIPE}, "text_hidden_size": width}
+    return {**{name: record[name] for name in _RECIPE}, "text_hidden_size": width, "needs_model": False}
+
+
+def check_recipe(recipe: Mapping[str, Any]) -> None:
+    """Raise ``KeyError`` or ``TypeError`` unless a saved recipe has all its parts."""
+    _projection_type(_recipe(recipe, recipe["text_hidden_size"]))
 
 
 def _restored(recipe: Mapping[str, Any]) -> Any:

@@ -125,7 +125,7 @@ class MultimodalModel(CompositeModel):
             encoder_inputs: one dictionary of inputs a modality, as :class:`~cornstarch_core.MultimodalProcessor` makes
                 them. ``positions`` among them, ``(P,)`` int64, says where the features go; without it the placeholders
                 are looked up by their id, which costs a device sync.
-            **kwargs: an encoder's inputs by their bare names (``pixel_values=...``), or arguments of the language model.
+            **kwargs: an encoder's inputs by their bare names (``pixel_values=...``), or the language model's arguments.
 
         Returns:
             The language model's own output.
@@ -147,7 +147,7 @@ class MultimodalModel(CompositeModel):
         return self.language_model(inputs_embeds=embeds, **given)
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]
         self,
         inputs: torch.Tensor | None = None,
         *,
@@ -195,12 +195,12 @@ class MultimodalModel(CompositeModel):
         batch = (tokens.shape[0], tokens.shape[1])
         _check_labels(labels, batch)
         placed = [self._encode(key, media.get(key, {}), input_ids, batch) for key in self.encoders]
-        placed = [one for one in placed if one is not None]
+        found = [one for one in placed if one is not None]
         if inputs_embeds is None:
-            inputs_embeds = embed(self.language_model, self._in_table(input_ids))
-        if placed:
-            positions_P = torch.cat([positions for positions, _ in placed]).to(inputs_embeds.device)  # noqa: N806
-            features_ND = torch.cat([features for _, features in placed])  # noqa: N806
+            inputs_embeds = embed(self.language_model, self._in_table(tokens))
+        if found:
+            positions_P = torch.cat([positions for positions, _ in found]).to(inputs_embeds.device)  # noqa: N806
+            features_ND = torch.cat([features for _, features in found])  # noqa: N806
             inputs_embeds = merge.place(inputs_embeds, positions_P, features_ND)
             labels = merge.mask_labels(labels, positions_P) if labels is not None else None
         return inputs_embeds, labels, kwargs
@@ -223,8 +223,8 @@ class MultimodalModel(CompositeModel):
             return None
         if positions is None:
             raise InputError(
-                f"{key}: where its features go is not known. Use MultimodalProcessor(model=...), which says so, or tell "
-                f'the placeholder\'s token id: mllm.set_modality_token_ids({{"{key}": token_id}}) and pass input_ids.'
+                f"{key}: where its features go is not known. Use MultimodalProcessor(model=...), which says so, or "
+                f'tell the placeholder\'s token id, mllm.set_modality_token_ids({{"{key}": token_id}}), and pass ids.'
             )
         features = encoder(**inputs)[0]
         merge.check_count(key, positions, features, batch)
@@ -232,9 +232,7 @@ class MultimodalModel(CompositeModel):
         self._check_features(key, features)
         return positions, features
 
-    def _positions(
-        self, key: str, inputs: Mapping[str, Any], input_ids: torch.Tensor | None
-    ) -> torch.Tensor | None:
+    def _positions(self, key: str, inputs: Mapping[str, Any], input_ids: torch.Tensor | None) -> torch.Tensor | None:
         if POSITIONS in inputs:
             return inputs[POSITIONS]
         token_id = self.config.modality_token_ids.get(key)
@@ -259,8 +257,8 @@ class MultimodalModel(CompositeModel):
         if unknown:
             takers = {key: ", ".join(encoder.all_input_names) for key, encoder in self.encoders.items()}
             raise TypeError(
-                f"nothing takes {', '.join(unknown)}: neither {type(unwrap(self.language_model)).__name__} nor an encoder "
-                f"({'; '.join(f'{key}: {names}' for key, names in takers.items()) or 'there is none'})."
+                f"nothing takes {', '.join(unknown)}: neither {type(unwrap(self.language_model)).__name__} nor an "
+                f"encoder ({'; '.join(f'{key}: {names}' for key, names in takers.items()) or 'there is none'})."
             )
 
     @property
@@ -310,7 +308,9 @@ class MultimodalModel(CompositeModel):
     def _check_keys(self, keys: Mapping[str, Any]) -> None:
         unknown = sorted(keys.keys() - self.encoders.keys())
         if unknown:
-            raise ValueError(f"no encoder for {', '.join(unknown)}; this model has {', '.join(self.encoders) or 'none'}.")
+            raise ValueError(
+                f"no encoder for {', '.join(unknown)}; this model has {', '.join(self.encoders) or 'none'}."
+            )
 
     # --- loading and saving -------------------------------------------------------------------------------------------
 
@@ -351,9 +351,7 @@ class MultimodalModel(CompositeModel):
         unknown = sorted((callbacks.keys() | options.keys()) - encoders.keys())
         if unknown:
             raise ValueError(f"callbacks for {', '.join(unknown)}, but encoders= has only {', '.join(encoders)}.")
-        modules = {
-            key: checkpoint.load_encoder(key, name, **from_pretrained_kwargs) for key, name in encoders.items()
-        }
+        modules = {key: checkpoint.load_encoder(key, name, **from_pretrained_kwargs) for key, name in encoders.items()}
         return cls(
             encoders={
                 key: ModalEncoderModule(module, callbacks=callbacks.get(key), callback_options=options.get(key))
@@ -391,12 +389,17 @@ class MultimodalModel(CompositeModel):
             CheckpointError: this is no such model, a part is missing or the files are damaged.
             MissingPluginError: a plugin that made it is missing; says what to install.
         """
-        given = {"encoders": encoders, "language_model": language_model, "projectors": projectors, "callbacks": callbacks}
-        return checkpoint.load(
-            cls, super().from_pretrained, pretrained_model_name_or_path, args, given, kwargs
-        )
+        given = {
+            "encoders": encoders,
+            "language_model": language_model,
+            "projectors": projectors,
+            "callbacks": callbacks,
+        }
+        return checkpoint.load(cls, super().from_pretrained, pretrained_model_name_or_path, args, given, kwargs)
 
-    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: Any, is_main_process: bool = True, **kwargs: Any
+    ) -> None:
         """Save the model as safetensors and one config. Over an existing model: a crash leaves the old or the new.
 
         Args:

@@ -20,7 +20,6 @@ from .metadata import normalise
 if TYPE_CHECKING:
     from pluggy import PluginManager
 
-    from .activation import Spec
 
 __all__ = ["KINDS", "PluginInfo", "PluginRegistry", "Provided", "registry", "reset_registry", "resolve"]
 
@@ -42,7 +41,7 @@ class Provided:
     """
 
     kind: str
-    spec: Spec
+    spec: Any  # of the kind's spec class
     plugin: str
     version: str
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["MultimodalProcessor"]
 
 _OPTIONS = {field.name for field in fields(Options)}
+_NOT_SUPPORTED = {"return_assistant_tokens_mask", "sanitize_control_tokens"}  # of transformers' method
 
 
 class MultimodalProcessor(ProcessorMixin):
@@ -256,6 +257,11 @@ class MultimodalProcessor(ProcessorMixin):
         Raises:
             InputError: there is no template, it can't write the conversation, or the conversation makes no sense.
         """
+        for name in _NOT_SUPPORTED & kwargs.keys():
+            if kwargs.pop(name):
+                raise TypeError(
+                    f"{name}= is not supported; labels of the assistant's turns come from MultimodalCollator."
+                )
         own = {name: kwargs.pop(name) for name in list(kwargs) if self._is_own(name)}
         template = self.template(chat_template, kwargs, tools, documents)
         conversations, many = read_conversations(conversation)
@@ -355,9 +361,9 @@ class MultimodalProcessor(ProcessorMixin):
             MissingPluginError: a plugin is missing; says what to install.
         """
         kwargs.pop("_from_auto", None)
-        parts = read(pretrained_model_name_or_path, cls.get_processor_dict, kwargs)
+        parts = read(pretrained_model_name_or_path, cls.get_processor_dict, model, kwargs)
         parts["processors"].update(processors or {})
-        return cls(**{**parts, "model": model if model is not None else parts["model"]})
+        return cls(**parts)
 
 
 # --- reading the arguments --------------------------------------------------------------------------------------------

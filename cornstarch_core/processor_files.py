@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from .config import MultimodalConfig
 from .errors import CheckpointError
+from .modality import check_recipe
 from .plugins import registry
 from .subprocessors import SavedProcessor
 
@@ -36,16 +37,17 @@ def is_processor_file(name: str) -> bool:
     return name in _FILES
 
 
-def read(name: Any, get_dict: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments for ``MultimodalProcessor``, with the recipes of the saved modalities as ``model``.
+def read(name: Any, get_dict: Callable[..., Any], model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments for ``MultimodalProcessor``, with the recipes of the saved modalities as ``model`` unless one is given.
 
     Args:
         name: folder or hub name.
         get_dict: ``ProcessorMixin.get_processor_dict``.
+        model: the model, or ``None``.
         kwargs: for the tokenizer, and those that say where to load from.
 
     Raises:
-        CheckpointError: this is no such processor, or it is damaged.
+        CheckpointError: this is no such processor, it is damaged, or it takes the model to count.
         MissingPluginError: a plugin that made it is missing.
     """
     try:
@@ -60,20 +62,36 @@ def read(name: Any, get_dict: Callable[..., Any], kwargs: dict[str, Any]) -> dic
         )
     registry().check_record(saved.get("plugins"))
     try:
-        return {**_parts(modalities), "tokenizer": _tokenizer(name, kwargs, rest), "chat_template": _template(saved)}
+        parts = {**_parts(modalities), "chat_template": saved.get("chat_template")}
+        parts["tokenizer"] = _tokenizer(name, kwargs, rest)
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{name}: the saved processor is damaged or not complete ({type(error).__name__}: {error}); save it again."
         ) from error
+    if model is None:
+        _check_countable(name, parts["model"])
+    return {**parts, "model": model if model is not None else parts["model"]}
+
+
+def _check_countable(name: Any, config: MultimodalConfig) -> None:
+    for key, recipe in config.encoders.items():
+        if recipe.get("needs_model"):
+            raise CheckpointError(
+                f"{name}: {key}: how its features are counted was told by an object of the user's own making, which is "
+                "not saved; pass the model: MultimodalProcessor.from_pretrained(folder, model=mllm)."
+            )
 
 
 def _parts(modalities: Mapping[str, Any]) -> dict[str, Any]:
+    recipes = {key: dict(one["recipe"]) for key, one in modalities.items()}
+    for recipe in recipes.values():
+        check_recipe(recipe)
     return {
         "processors": {
             key: SavedProcessor(str(one["processor"]["class"]), one["processor"]["config"])
             for key, one in modalities.items()
         },
-        "model": MultimodalConfig(encoders={key: dict(one["recipe"]) for key, one in modalities.items()}),
+        "model": MultimodalConfig(encoders=recipes),
         "tokens": {key: str(one["token"]) for key, one in modalities.items()},
     }
 
@@ -81,7 +99,3 @@ def _parts(modalities: Mapping[str, Any]) -> dict[str, Any]:
 def _tokenizer(name: Any, kwargs: Mapping[str, Any], rest: Mapping[str, Any]) -> Any:
     hub = {option: value for option, value in kwargs.items() if option not in rest and not option.startswith("_")}
     return AutoTokenizer.from_pretrained(name, **hub, **{k: v for k, v in rest.items() if v is not None})
-
-
-def _template(saved: Mapping[str, Any]) -> Any:
-    return saved.get("chat_template")

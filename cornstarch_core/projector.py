@@ -95,7 +95,7 @@ class MultimodalProjector(PreTrainedModel):
     def _build(self) -> nn.Module:
         """Make the module that the config describes."""
         config = self.config
-        if config.in_features is None or config.out_features is None:
+        if not (isinstance(config.in_features, int) and isinstance(config.out_features, int)):
             raise CompositionError(
                 f"projector: widths are in_features={config.in_features}, out_features={config.out_features}; give "
                 "both to MultimodalProjectorConfig, or the encoder's and the language model's configs."
@@ -125,6 +125,8 @@ class MLP(nn.Module):
             raise CompositionError(
                 f"projector: unknown activation {config.activation!r}; choose one of {', '.join(sorted(ACT2CLS))}."
             )
+        assert isinstance(config.in_features, int)
+        assert isinstance(config.out_features, int)
         self.linear_1 = nn.Linear(config.in_features, config.out_features)
         self.act = ACT2FN[config.activation]
         self.linear_2 = nn.Linear(config.out_features, config.out_features)

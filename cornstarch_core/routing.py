@@ -34,7 +34,8 @@ def route(
     unknown = sorted(media.keys() - encoders.keys())
     if unknown:
         raise InputError(
-            f"inputs for {', '.join(unknown)}, but this model has no such encoder; it has {', '.join(encoders) or 'none'}."
+            f"inputs for {', '.join(unknown)}, but this model has no such encoder; it has "
+            f"{', '.join(encoders) or 'none'}."
         )
     owners = _owners(encoders)
     rest = {}
@@ -42,7 +43,8 @@ def route(
         keys = owners.get(name, [])
         if len(keys) > 1:
             raise TypeError(
-                f"{name}= could be for any of {', '.join(keys)}; pass encoder_inputs={{{keys[0]!r}: {{{name!r}: ...}}}}."
+                f"{name}= could be for any of {', '.join(keys)}; pass "
+                f"encoder_inputs={{{keys[0]!r}: {{{name!r}: ...}}}}."
             )
         if not keys:
             rest[name] = value

@@ -91,7 +91,8 @@ class ProcessorSpec:
         name: short name, for example ``"image"``.
         modality: for example ``"vision"``.
         build: target that makes the Hugging Face image processor or feature extractor for an encoder.
-        media_names: keywords under which a processor accepts such media beside the modality's key, e.g. ``("images",)``.
+        media_names: keywords under which a processor accepts such media beside the modality's key, e.g.
+            ``("images",)``.
         content_types: the ``type`` of such an item in a chat message, e.g. ``("image",)``.
         prepare: target that checks one item, converts it if need be, and refuses it with a clear error.
     """
@@ -164,8 +165,8 @@ class ModalCallbacks:
         postprocess_module: ``(inputs, output) -> output``, between the encoder and the projector.
         postprocess_projector: ``(inputs, output) -> output``, after the projector.
         run_module: ``(module, inputs) -> output``, how to run the encoder; default: ``module(**inputs)``.
-        num_tokens: ``(encoder_inputs, counts) -> list[int]``: the counts after ``postprocess_module`` for the counts that
-            the encoder gives; default: unchanged.
+        num_tokens: ``(encoder_inputs, counts) -> list[int]``: the counts after ``postprocess_module`` for the counts
+            that the encoder gives; default: unchanged.
         num_features: ``(encoder_inputs, counts) -> list[int]``: the same for ``postprocess_projector`` and the counts
             that the projector gives; default: unchanged.
         hidden_size: feature width after ``postprocess_module``; default: the encoder's.

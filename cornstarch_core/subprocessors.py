@@ -68,7 +68,7 @@ class SavedProcessor:
             raise CheckpointError(
                 f"{key}: its processor is neither of a class of transformers nor the one that a plugin builds, so that "
                 f"it can't be made again; pass it: MultimodalProcessor.from_pretrained(folder, processors={{{key!r}: "
-                "the_processor}})."
+                "the_processor})."
             )
         return cls.from_dict(dict(self.settings or {}))
 

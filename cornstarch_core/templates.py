@@ -106,13 +106,15 @@ class ChatTemplate:
 
     def _before(self, messages: Sequence[Message], index: int) -> str:
         """The text up to the first character that is the assistant's own."""
-        if index > 0:
-            prompt = self.render(messages[:index], add_generation_prompt=True)
-            if prompt != self.render(messages[:index]):
-                return prompt
-        # There is no generation prompt: what stays when the words change is the header.
+        said = self.render(messages[:index]) if index > 0 else ""
+        prompt = self.render(messages[:index], add_generation_prompt=True) if index > 0 else ""
+        return prompt if prompt != said else said + self._header(messages, index, len(said))
+
+    def _header(self, messages: Sequence[Message], index: int, start: int) -> str:
+        """What stays when the words change, where there is no generation prompt. A space before the words is theirs."""
         one, other = (self.render([*messages[:index], self._say(messages[index], word)]) for word in ("A", "Z"))
-        return one[: next((i for i, (a, z) in enumerate(zip(one, other, strict=False)) if a != z), len(one))]
+        same = next((place for place, (a, z) in enumerate(zip(one, other, strict=False)) if a != z), len(one))
+        return one[start:same].rstrip()
 
     def _say(self, message: Message, text: str) -> Message:
         typed = isinstance(message.get("content"), list)

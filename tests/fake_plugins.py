@@ -85,6 +85,10 @@ BROKEN = {
     ),
     "function": (_projector(build="len"), "build is a value of type builtin_function_or_method, expected str"),
     "dotted": (_projector(build="'b.c'"), "build is 'b.c', expected 'package.module:attribute'"),
+    "path": (
+        hook("register_encoders", "return [" + SPEC.format(name="clip", cls="a.B") + "]"),
+        "classes is ('a.B',), expected 'package.module:attribute'",
+    ),
     "slash": (_projector(name="'a/b'"), "name is 'a/b', expected letters and digits"),
     "string": (
         hook("register_encoders", "return [" + SPEC.replace("({cls!r},)", "'a:B'").format(name="clip") + "]"),
@@ -122,7 +126,9 @@ def write_plugin(
     info = folder / f"{module}-{version}.dist-info"
     info.mkdir()
     needs = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}\nVersion: 9\n")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}\nRequires-Dist: cornstarch-core>=99\n"
+    )
     lines = f"fake = {module}" if entry_points is None else entry_points
     (info / "entry_points.txt").write_text(f"[console_scripts]\na = b:c\n\n[cornstarch.plugins]\n{lines}\n")
 

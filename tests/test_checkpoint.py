@@ -100,7 +100,9 @@ def test_language_models_of_every_kind_come_back_equal(family, tmp_path):
         "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 128},
     }
     narrow = {"gpt2", "bloom"}
-    settings = {k: v for k, v in size.items() if family not in narrow or k in ("vocab_size", "pad_token_id", "eos_token_id")}
+    settings = {
+        k: v for k, v in size.items() if family not in narrow or k in ("vocab_size", "pad_token_id", "eos_token_id")
+    }
     if family == "bloom":
         settings["hidden_size"] = 64
     language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings, **extra.get(family, {})))
@@ -348,7 +350,9 @@ def test_compose_loads_parts_by_folder(tmp_path):
         assert model.vision_encoder.callback_options == {"vision_feature_layer": -1}
     with pytest.raises(ValueError, match="callbacks for audio"):
         MultimodalModel.compose(
-            language_model=str(tmp_path / "llama"), encoders={"vision": str(tmp_path / "clip")}, callbacks={"audio": "x"}
+            language_model=str(tmp_path / "llama"),
+            encoders={"vision": str(tmp_path / "clip")},
+            callbacks={"audio": "x"},
         )
 
 
@@ -358,3 +362,23 @@ def test_a_copied_folder_is_a_model_too(mllm, tmp_path):
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     shutil.rmtree(tmp_path / "a")
     assert torch.equal(logits(MultimodalModel.from_pretrained(tmp_path / "b")), logits(mllm))
+
+
+@pytest.mark.parametrize("pooler", [True, False])
+@pytest.mark.parametrize("mask", [True, False])
+def test_what_a_config_does_not_tell_is_recorded(pooler, mask, tmp_path):
+    """ViT takes add_pooling_layer and use_mask_token beside its config; both come back."""
+    from transformers import ViTConfig, ViTModel
+
+    vit = ViTModel(ViTConfig(**tiny.VISION), add_pooling_layer=pooler, use_mask_token=mask)
+    model = MultimodalModel(encoders={"vision": ModalEncoderModule(vit)}, language_model=tiny.llama())
+    model.save_pretrained(tmp_path)
+    assert tiny.same(MultimodalModel.from_pretrained(tmp_path), tiny.copies(model))
+
+
+def test_a_module_that_its_config_does_not_describe_is_refused(mllm, tmp_path):
+    """A layer was taken out by hand: saved, it would not come back."""
+    mllm.language_model.model.layers = mllm.language_model.model.layers[:1]
+    with pytest.raises(CheckpointError, match=r"language_model: its config does not describe its weights \(.*layers.1"):
+        mllm.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

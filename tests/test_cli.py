@@ -10,7 +10,7 @@ import sys
 import pytest
 from fake_plugins import SPEC, hook, isolated, sound, was_imported, write_broken, write_plugin
 
-from cornstarch_core import cli
+from cornstarch_core import cli, doctor
 from cornstarch_core.cli import main
 from cornstarch_core.plugins import reset_registry
 
@@ -178,10 +178,10 @@ def test_doctor_survives_what_ends_a_process(site, capsys):
     write_plugin(site, "fake-b", "import time\ntime.sleep(60)")
     write_plugin(site, "fake-c", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     write_plugin(site, "fake-d", sound("clip"))
-    assert main(["plugins", "doctor", "--timeout", "2"]) == 1
+    assert main(["plugins", "doctor", "--timeout", "3"]) == 1
     out = capsys.readouterr().out
     assert "the process ended with exit code 0 while importing fake_a\n    | good bye\n" in out
-    assert "the process was still busy after 2 s while importing fake_b\n" in out
+    assert "the process was still busy after 3 s while importing fake_b\n" in out
     assert "the process was killed by signal 9 while importing fake_c\n" in out
     assert "fake-d 0.1.0: ok (" in out
 
@@ -226,6 +226,25 @@ def test_doctor_checks_references(site, capsys):
     assert "fake-a 0.1.0: ok (" in out
     assert "problem: encoders 'clip': processor: no processor for 'image'" in out
     assert "fake-b 0.1.0: 1 problem (" in out
+
+
+def test_doctor_leaves_a_blocked_dependency_blocked(site, capsys, monkeypatch):
+    """A plugin is tried out under the conditions that the environment sets, and with what it depends on."""
+    write_plugin(site, "fake-base", sound("vit"))
+    write_plugin(site, "fake-a", sound("clip"), requires=("cornstarch-core", "fake-base"))
+    assert main(["plugins", "doctor", "fake-a"]) == 0
+    assert was_imported(site, "fake-base")
+    (site / "fake_base.py.imported").unlink()
+    monkeypatch.setenv("CORNSTARCH_PLUGINS", "fake-a")
+    reset_registry()
+    assert main(["plugins", "doctor", "fake-a"]) == 0
+    assert not was_imported(site, "fake-base")
+
+
+def test_a_cut_line_of_a_killed_child_is_left_out(tmp_path):
+    """The last line that a killed child wrote may be half a line."""
+    (tmp_path / "events").write_text('{"doing": "importing x"}\n{"doi')
+    assert list(doctor._events(str(tmp_path / "events"))) == [{"doing": "importing x"}]
 
 
 def test_doctor_warns_of_heavy_imports(site, capsys):

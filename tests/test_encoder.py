@@ -249,9 +249,7 @@ def test_a_surplus_input_is_refused_where_no_callback_could_read_it():
 
 def test_what_preprocess_adds_reaches_the_module():
     """The returned dictionary holds the actual inputs of the encoder."""
-    encoder = completed(
-        tiny.clip(), preprocess_callback=lambda inputs: {**inputs, "output_hidden_states": True}
-    )
+    encoder = completed(tiny.clip(), preprocess_callback=lambda inputs: {**inputs, "output_hidden_states": True})
     seen = []
     encoder.postprocess_module_callback = lambda inputs, output: seen.append(len(output.hidden_states)) or output
     encoder(pixel_values=tiny.pixels(1))
@@ -279,3 +277,19 @@ def test_counts_chain_through_callbacks():
     )
     encoder = completed(tiny.ToyEncoder(), hidden_size=32, input_names=["signal"], callbacks=callbacks)
     assert encoder.counter({"signal": torch.zeros(4, 2, 5)}) == [5]
+
+
+@pytest.mark.parametrize("family", ["clip", "beit"])
+def test_a_bfloat16_encoder_takes_float32_pixels_and_feeds_a_float32_projector(family):
+    """A processor gives float32; BEiT, for one, does not cast by itself (transformers 5.23)."""
+    if family == "beit":
+        from transformers import BeitConfig, BeitModel
+
+        module = BeitModel(BeitConfig(**tiny.VISION), add_pooling_layer=False)
+    else:
+        module = tiny.clip()
+    encoder = completed(module.to(torch.bfloat16))
+    output = encoder(pixel_values=tiny.pixels(1))
+    assert output[0].dtype == torch.float32
+    output[0].sum().backward()
+    assert encoder.projector.projection.weight.grad.dtype == torch.float32

@@ -53,8 +53,13 @@ def test_an_error_leaves_the_old_folder(tmp_path):
     """And nothing beside it."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "f").write_text("old")
-    with pytest.raises(KeyboardInterrupt), replaced_folder(tmp_path / "a", nothing_is_stale) as staging:
-        (staging / "f").write_text("new")
-        raise KeyboardInterrupt
+
+    def crash():
+        with replaced_folder(tmp_path / "a", nothing_is_stale) as staging:
+            (staging / "f").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        crash()
     assert contents(tmp_path) == {"a/f": "old"}
     assert os.listdir(tmp_path) == ["a"]

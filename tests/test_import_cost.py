@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 from fake_plugins import clean_path, sound, was_imported, write_plugin
@@ -77,22 +76,29 @@ def test_a_hundred_plugins_are_listed_and_none_is_imported(environment, tmp_path
     assert not _modules(code, environment) & {*AVOIDED, *HEAVY, *(name.replace("-", "_") for name in names)}
 
 
-def _best(code: str, environment: dict[str, str]) -> float:
-    times = []
-    for _ in range(10):
-        started = time.perf_counter()
-        _python(code, environment)
-        times.append(time.perf_counter() - started)
-    return min(times) * 1000
+def _cpu_ms(code: str, environment: dict[str, str]) -> float:
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    _python(code, environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return 1000 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def _extra_ms(code: str, environment: dict[str, str]) -> float:
+    pairs = [(_cpu_ms(code, environment), _cpu_ms("pass", environment)) for _ in range(10)]
+    return min(cost for cost, _ in pairs) - min(bare for _, bare in pairs)
 
 
 @pytest.mark.parametrize("code", [IMPORT, LIST])
 def test_start_up_stays_within_the_budget(code, environment):
-    """Best against best of ten, this costs at most 60 ms over bare Python; a busy machine gets three tries."""
+    """Best against best of ten, this takes at most 60 ms more than bare Python; a busy machine gets three tries.
+
+    What counts is the processor's time: start-up waits for nothing else, and other processes hardly change it.
+    """
     _python(code, environment)  # compiles
-    over = []
-    for _ in range(3):
-        over.append(_best(code, environment) - _best("pass", environment))
-        if over[-1] <= BUDGET_MS:
+    extra = []
+    while len(extra) < 3:
+        extra.append(_extra_ms(code, environment))
+        if extra[-1] <= BUDGET_MS:
             return
-    pytest.fail(f"{code!r} takes {min(over):.0f} ms more than bare Python, and {BUDGET_MS} are allowed")
+    pytest.fail(f"{code!r} takes {min(extra):.0f} ms more than bare Python, and {BUDGET_MS} are allowed")

@@ -79,7 +79,11 @@ def test_three_forms_of_features_flatten_to_one(features, lengths):
     ("positions", "features", "message"),
     [
         ([0, 1, 2, 4, 5], torch.zeros(2, 3, 2), r"vision: sample 1, item 0: the prompt has 2 .* the encoder gives 3"),
-        ([0, 1, 2], torch.zeros(2, 3, 2), r"vision: the batch has 3 .*gives 6 features: 1 of 2 items have no placeholder"),
+        (
+            [0, 1, 2],
+            torch.zeros(2, 3, 2),
+            r"vision: the batch has 3 .*gives 6 features: 1 of 2 items have no placeholder",
+        ),
         ([0, 1, 2, 3], [torch.zeros(4, 2), torch.zeros(1, 2)], r"1 of 2 items have no placeholder"),
         ([0, 1, 4, 5], [torch.zeros(2, 2)], r"vision: sample 1, item 0: the prompt has 2 .*gives 0 features"),
         ([0], torch.zeros(2, 2), r"vision: the batch has 1 placeholder tokens, the encoder gives 2 features"),

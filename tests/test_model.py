@@ -26,9 +26,7 @@ def test_children_are_named_after_their_modality():
     assert {name for name, _ in model.named_children()} == {"vision_encoder", "whatever_encoder", "language_model"}
     assert model.encoders == {"vision": model.vision_encoder, "whatever": model.whatever_encoder}
     prefixes = {".".join(name.split(".")[:2]) for name in model.state_dict() if not name.startswith("language_model")}
-    assert prefixes == {
-        f"{key}_encoder.{part}" for key in ("vision", "whatever") for part in ("module", "projector")
-    }
+    assert prefixes == {f"{key}_encoder.{part}" for key in ("vision", "whatever") for part in ("module", "projector")}
 
 
 def test_nothing_handed_in_is_changed():
@@ -73,9 +71,7 @@ def test_output_is_the_language_models_own(mllm):
     output = mllm(**batch, pixel_values=pixels)
     embeds = mllm.language_model.get_input_embeddings()(batch["input_ids"].clamp(max=99)).clone()
     embeds[batch["input_ids"] == tiny.IMAGE_TOKEN] = mllm.vision_encoder(pixel_values=pixels)[0].flatten(0, 1)
-    expected = mllm.language_model(
-        inputs_embeds=embeds, attention_mask=batch["attention_mask"], labels=batch["labels"]
-    )
+    expected = mllm.language_model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], labels=batch["labels"])
     assert type(output) is type(expected)
     assert torch.equal(output.logits, expected.logits)
     assert torch.equal(output.loss, expected.loss)

@@ -69,7 +69,9 @@ def test_the_whole_can_be_wrapped_trained_and_generated_from():
     assert losses[-1] < losses[0] - 0.1
     prompt = {k: v for k, v in batch().items() if k != "labels"}
     settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-    assert torch.equal(model.eval().generate(**prompt, **settings), model.get_base_model().generate(**prompt, **settings))
+    assert torch.equal(
+        model.eval().generate(**prompt, **settings), model.get_base_model().generate(**prompt, **settings)
+    )
 
 
 def test_adapters_of_the_whole_save_by_themselves_and_load_onto_a_fresh_base(tmp_path):

@@ -22,9 +22,7 @@ def test_linear_is_one_linear_layer():
 @pytest.mark.parametrize("activation", sorted(ACT2CLS))
 def test_mlp_is_two_linear_layers_with_any_activation_of_transformers(activation):
     """``mlp`` works with every name in ACT2CLS, and computes linear_2(act(linear_1(x)))."""
-    config = MultimodalProjectorConfig(
-        projection_type="mlp", activation=activation, in_features=4, out_features=6
-    )
+    config = MultimodalProjectorConfig(projection_type="mlp", activation=activation, in_features=4, out_features=6)
     mlp = MultimodalProjector(config).projection
     x = torch.randn(2, 7, 4)
     assert [type(m) for m in mlp.children() if isinstance(m, nn.Linear)] == [nn.Linear, nn.Linear]

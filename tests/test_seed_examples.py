@@ -58,7 +58,8 @@ def test_creating_a_multimodal_llm():
 def test_model_architecture():
     """Encoders are a dictionary; each has module and projector, of the classes in the picture."""
     mllm = MultimodalModel(
-        encoders={key: ModalEncoderModule(vit()) for key in ("vision", "audio", "whatever")}, language_model=tiny.llama()
+        encoders={key: ModalEncoderModule(vit()) for key in ("vision", "audio", "whatever")},
+        language_model=tiny.llama(),
     )
     assert list(mllm.encoders) == ["vision", "audio", "whatever"]
     assert isinstance(mllm.language_model, PreTrainedModel)
@@ -153,7 +154,7 @@ class PostprocessProjector(nn.Module):
 
     def forward(self, inputs: dict, output: BaseModelOutput | tuple) -> BaseModelOutput | tuple:
         """Pack the features of every image, with a newline after each row."""
-        pixel_values = inputs.get("pixel_values", None)
+        pixel_values = inputs.get("pixel_values")
         if pixel_values is not None and pixel_values.size(0) > 0:
             # output[0] == output.last_hidden_state
             image_features = output[0]
@@ -213,7 +214,9 @@ def test_a_callback_may_be_a_function_with_bound_settings():
 
     encoder = ModalEncoderModule(
         model=tiny.clip(),
-        postprocess_projector_callback=partial(postprocess_projector_callback, vision_feature_select_strategy="default"),
+        postprocess_projector_callback=partial(
+            postprocess_projector_callback, vision_feature_select_strategy="default"
+        ),
     )
     llama = tiny.llama()
     assert isinstance(llama, LlamaForCausalLM)

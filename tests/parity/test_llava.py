@@ -11,10 +11,7 @@ from cornstarch_core import ModalEncoderModule, MultimodalModel
 
 TOWERS = {"clip": (CLIPVisionConfig, 17), "siglip": (SiglipVisionConfig, 16)}
 CASES = [
-    (tower, strategy, layer)
-    for tower in TOWERS
-    for strategy in ("default", "full")
-    for layer in (-2, -1, [-2, -1])
+    (tower, strategy, layer) for tower in TOWERS for strategy in ("default", "full") for layer in (-2, -1, [-2, -1])
 ]
 
 
@@ -33,7 +30,9 @@ def reference(tower: str, strategy: str, layer: int | list[int], seed: int = 0) 
         "eos_token_id": 2,
     }
     config = LlavaConfig(
-        vision_config=TOWERS[tower][0](**tiny.VISION, vision_use_head=False) if tower == "siglip" else TOWERS[tower][0](**tiny.VISION),
+        vision_config=TOWERS[tower][0](**tiny.VISION, vision_use_head=False)
+        if tower == "siglip"
+        else TOWERS[tower][0](**tiny.VISION),
         text_config=LlamaConfig(**text),
         image_token_id=tiny.IMAGE_TOKEN,
         vision_feature_select_strategy=strategy,

@@ -1,0 +1,51 @@
+# Four verbs: demo, test, check, docs; and test-floor. Each sets itself up in .venv (or .venv-floor) from nothing but
+# python3, and installs again only when a pyproject.toml or a constraints file has changed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PLUGINS := $(wildcard plugins/*)
+PROJECTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml)
+EDITABLE_PLUGINS := $(PLUGINS:%=-e %)
+# ARGS="-k merge" and the like go to pytest.
+PYTEST := -m pytest -n 2 -q $(ARGS)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check docs test-floor clean
+
+demo: .venv/installed
+	$(BIN)/python examples/digits.py
+
+test: .venv/installed
+	$(BIN)/python $(PYTEST)
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy cornstarch_core $(PLUGINS:%=%/src)
+
+docs: .venv/installed-docs
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "The pages are in site/index.html."
+
+test-floor: .venv-floor/installed
+	.venv-floor/bin/python $(PYTEST)
+
+clean:
+	rm -rf .venv .venv-floor site dist runs
+
+.venv/installed: $(PROJECTS) constraints.txt
+	@echo "Installing into .venv; this takes some minutes the first time."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .[dev,demo] $(EDITABLE_PLUGINS)
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .[docs]
+	@touch $@
+
+.venv-floor/installed: $(PROJECTS) constraints-floor.txt
+	@echo "Installing into .venv-floor; this takes some minutes the first time."
+	$(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/python -m pip install --quiet -c constraints-floor.txt -e .[test] $(EDITABLE_PLUGINS)
+	@touch $@
