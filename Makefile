@@ -25,7 +25,7 @@ check: .venv/installed
 	$(BIN)/mypy cornstarch_core $(PLUGINS:%=%/src)
 
 docs: .venv/installed-docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The pages are in site/index.html."
 
 test-floor: .venv-floor/installed

@@ -38,7 +38,7 @@ class MultimodalCollator:
 
     With ``train_on="assistant"`` the turns are taken from ``{% generation %}`` if the chat template has it. Otherwise
     the template writes the conversation up to a turn, and through it, and the difference is the turn. Both need a fast
-    tokenizer.
+    tokenizer. A token that straddles the border of a turn is learned.
 
     Raises:
         ValueError: ``train_on`` is neither of the two.

@@ -191,11 +191,13 @@ class ChatTemplate:
         return {**forms, "assistant": self._try([user, reply], 1), "system": self._try([{"role": "system"}, user], 0)}
 
     def _try(self, messages: list[Message], index: int) -> tuple[bool, bool]:
-        def written(content: Any) -> bool:
+        def written(content: Any) -> bool | None:
             text = self._attempt([*messages[:index], {**messages[index], "content": content}, *messages[index + 1 :]])
-            return _SAMPLE in text and not _AS_DATA.search(text)
+            return None if text is None else _SAMPLE in text and not _AS_DATA.search(text)
 
-        return written([_text(_SAMPLE)]), written(_SAMPLE)
+        typed, plain = written([_text(_SAMPLE)]), written(_SAMPLE)
+        # A template that refuses the role gets a string: what it raises is for the user to read.
+        return bool(typed), not typed if plain is None else plain
 
     @cached_property
     def _written(self) -> dict[str, str | None]:
@@ -204,13 +206,13 @@ class ChatTemplate:
 
     def _writes(self, kind: str, key: str) -> bool:
         text = self._attempt([{"role": "user", "content": [{"type": kind}, _text(_SAMPLE)]}])
-        return text.count(self.tokens[key]) == 1 and _SAMPLE in text
+        return text is not None and text.count(self.tokens[key]) == 1 and _SAMPLE in text
 
-    def _attempt(self, messages: list[Message]) -> str:
+    def _attempt(self, messages: list[Message]) -> str | None:
         try:
             return self.render(messages)
         except InputError:
-            return ""
+            return None
 
 
 def _text(text: str) -> Message:

@@ -107,14 +107,25 @@ def test_a_template_that_writes_no_text_is_refused():
         written("{% for m in messages %}{{ m.words }}{% endfor %}", [user(text("a"))])
 
 
-def test_what_a_template_raises_is_told():
-    """A template's own complaint reaches the user."""
-    source = (
-        "{% for m in messages %}{{ m.content }}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}"
-        "{% endif %}{% endfor %}"
-    )
-    with pytest.raises(InputError, match="no tools"):
-        written(source, [{"role": "tool", "content": "a"}])
+@pytest.mark.parametrize("content", ["a", [{"type": "text", "text": "a"}]])
+def test_what_a_template_raises_is_told(content):
+    """A template's own complaint, here about a role, reaches the user, whatever the form of content."""
+    source = "{% for m in messages %}{{ raise_exception('no system') if m.role == 'system' else '' + m.content }}{% endfor %}"
+    with pytest.raises(InputError, match="no system"):
+        written(source, [{"role": "system", "content": content}, user("b")])
+
+
+LLAVA = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
+    "{% for c in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}{{ c['text'] + ' ' }}{% endfor %}{% endfor %}"
+)
+
+
+def test_a_template_that_takes_typed_content_only_loses_no_string():
+    """LLaVA's template would silently write nothing of a string."""
+    assert written(LLAVA, [user("Hi"), assistant("Yes.")]) == "USER: Hi ASSISTANT: Yes. "
+    assert written(LLAVA, [user(text("What?"), IMAGE)]) == "USER: <image>\nWhat? "
 
 
 # --- the assistant's turns --------------------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+import words
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cornstarch_core import ModalEncoderModule, MultimodalModel
+from cornstarch_core import ModalEncoderModule, MultimodalCollator, MultimodalModel, MultimodalProcessor
 
 SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "equal.", "item")
 
@@ -18,7 +19,7 @@ class Ops(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.names = []
+        self.names, self.paused = [], False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = str(func)
@@ -26,7 +27,8 @@ class Ops(TorchDispatchMode):
             indices = args[1] if len(args) > 1 else []
             if any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in indices):
                 name = "nonzero (boolean index)"
-        self.names.append(name)
+        if not self.paused:
+            self.names.append(name)
         return func(*args, **(kwargs or {}))
 
     @property
@@ -35,51 +37,69 @@ class Ops(TorchDispatchMode):
         return [name for name in self.names if any(sync in name for sync in SYNCS)]
 
 
-def composed(callbacks=None) -> MultimodalModel:
+def composed() -> MultimodalModel:
     """CLIP and Llama; the placeholder id lies outside the table."""
-    encoder = ModalEncoderModule(tiny.clip(), callbacks=callbacks)
-    model = MultimodalModel(encoders={"vision": encoder}, language_model=tiny.llama())
+    model = MultimodalModel(encoders={"vision": ModalEncoderModule(tiny.clip())}, language_model=tiny.llama())
     model.set_modality_token_ids({"vision": tiny.IMAGE_TOKEN})
     return model
 
 
-def batch(*images: int, tokens: int = 17) -> dict:
-    """Inputs with positions, as the processor makes them."""
-    inputs = tiny.prompt(*images, tokens=tokens)
-    positions = (inputs["input_ids"].flatten() == tiny.IMAGE_TOKEN).nonzero().squeeze(1)
-    media = {"positions": positions}
-    if sum(images):
-        media["pixel_values"] = tiny.pixels(sum(images))
-    return {**inputs, "encoder_inputs": {"vision": media}}
+def batch(*images: int) -> dict:
+    """A batch to train on."""
+    return {**tiny.prompt(*images), "pixel_values": tiny.pixels(sum(images))}
+
+
+def outside_the_language_model(model: MultimodalModel, batch: dict) -> Ops:
+    """The operations of one forward and backward that are not the language model's own."""
+    ops = Ops()
+    handles = [
+        model.language_model.register_forward_pre_hook(lambda *_: setattr(ops, "paused", True)),
+        model.language_model.register_forward_hook(lambda *_: setattr(ops, "paused", False)),
+    ]
+    with ops:
+        model(**batch)
+    for handle in handles:
+        handle.remove()
+    return ops
 
 
 @pytest.mark.parametrize("callbacks", [None, "llava"])
-def test_a_batch_with_positions_costs_no_sync_whatever_the_number_of_images(callbacks):
-    """Up to the language model's call there is no item, nonzero or boolean index, and one count of operations."""
-    model, counts = composed(callbacks), []
-    for images in ((1, 1), (8, 7), (0, 3)):
-        inputs = batch(*images, tokens=16 if callbacks else 17)
-        with Ops() as ops:
-            model._prepare(inputs["input_ids"], None, inputs["labels"], inputs["encoder_inputs"], {})
+def test_a_batch_from_the_processor_costs_no_sync_whatever_the_number_of_images(callbacks):
+    """Collated conversations with 0 to 9 images: no item, nonzero or boolean index, and one count of operations."""
+    model = words.model(callbacks)
+    collate = MultimodalCollator(
+        MultimodalProcessor(tokenizer=words.tokenizer(), model=model, chat_template=words.CHATML)
+    )
+    counts = []
+    for images in ((1, 1), (9, 5), (0, 3), (1, 0, 0, 2)):
+        samples = [conversation(number) for number in images]
+        ops = outside_the_language_model(model, collate(samples))
         assert ops.syncs == []
         counts.append(len(ops.names))
     assert len(set(counts)) == 1
+    assert counts[0] > 50
 
 
-def test_without_media_there_is_no_sync_either():
+def conversation(images: int) -> list[dict]:
+    """A question about so many images, and an answer."""
+    content = [{"type": "image", "image": words.image(seed)} for seed in range(images)]
+    question = {"role": "user", "content": [*content, {"type": "text", "text": "What is it?"}]}
+    return [question, {"role": "assistant", "content": "A cat."}]
+
+
+def test_a_batch_without_media_costs_no_sync_either():
     """Empty positions say that there is nothing to look for."""
-    inputs = batch(0, 0)
-    with Ops() as ops:
-        composed()._prepare(inputs["input_ids"], None, inputs["labels"], inputs["encoder_inputs"], {})
-    assert ops.syncs == []
+    model = words.model()
+    collate = MultimodalCollator(
+        MultimodalProcessor(tokenizer=words.tokenizer(), model=model, chat_template=words.CHATML)
+    )
+    assert outside_the_language_model(model, collate([conversation(0)])).syncs == []
 
 
 def test_the_counter_counts():
     """Looking placeholders up by id does cost a sync, and the check sees it."""
-    inputs = batch(1)
-    inputs["encoder_inputs"]["vision"].pop("positions")
-    with Ops() as ops:
-        composed()._prepare(inputs["input_ids"], None, inputs["labels"], inputs["encoder_inputs"], {})
+    model = composed()
+    ops = outside_the_language_model(model, {**tiny.prompt(1), "pixel_values": tiny.pixels(1)})
     assert any("nonzero" in name for name in ops.syncs)
 
 

@@ -39,6 +39,11 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def read(path: Path) -> str:
+    """A file's text."""
+    return path.read_text(encoding="utf-8")
+
+
 # --- reading pages ----------------------------------------------------------------------------------------------------
 
 
@@ -54,18 +59,18 @@ class Block:
 
 def blocks(path: Path) -> list[Block]:
     """Every fenced block that names its language."""
-    text = path.read_text(encoding="utf-8")
+    text = read(path)
     return [Block(m[1], m[2] or "", m[3], text.count("\n", 0, m.start()) + 1) for m in BLOCK.finditer(text)]
 
 
 def prose(path: Path) -> str:
     """A page without its code."""
-    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^```.*?^```$", "", read(path), flags=re.MULTILINE | re.DOTALL)
 
 
 def rows(path: Path, heading: str) -> dict[str, list[str]]:
     """The table whose first column has this heading: its other cells, by the code in the first one."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read(path).splitlines()
     start = next(index for index, line in enumerate(lines) if line.startswith(f"| {heading} |"))
     found = {}
     for line in lines[start + 2 :]:
@@ -86,7 +91,7 @@ def hooks() -> list[str]:
 
 def signature(hook: str) -> str:
     """A hook's first line, as it stands in its module."""
-    tree = ast.parse(Path(hookspecs.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(read(Path(hookspecs.__file__))
     node = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == hook)
     return f"def {hook}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
 
@@ -94,14 +99,14 @@ def signature(hook: str) -> str:
 @pytest.mark.parametrize("hook", hooks())
 def test_every_hook_is_documented_with_its_exact_arguments(hook):
     """It has a section, which holds its signature."""
-    section = re.search(rf"^### {hook}$(.*?)(?=^##|\Z)", (DOCS / "plugins.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    section = re.search(rf"^### {hook}$(.*?)(?=^##|\Z)", read(DOCS / "plugins.md"), re.MULTILINE | re.DOTALL)
     assert section, f"docs/plugins.md has no section {hook}"
     assert f"\n{signature(hook)}\n" in section[1]
 
 
 def test_no_hook_is_documented_that_is_not_there():
     """A section for each hook, and for nothing else that looks like one."""
-    found = re.findall(r"^### (cornstarch_\w+)$", (DOCS / "plugins.md").read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.findall(r"^### (cornstarch_\w+)$", read(DOCS / "plugins.md"), re.MULTILINE)
     assert sorted(found) == sorted(hooks())
 
 
@@ -118,12 +123,12 @@ def test_targets_are_documented_with_their_signatures():
 @pytest.mark.parametrize("name", cornstarch_core.__all__)
 def test_every_public_name_is_in_the_reference(name):
     """So the page shows its docstring."""
-    assert f"\n::: cornstarch_core.{name}\n" in (DOCS / "reference.md").read_text(encoding="utf-8")
+    assert f"\n::: cornstarch_core.{name}\n" in read(DOCS / "reference.md")
 
 
 def test_the_reference_holds_only_what_is_there():
     """Every entry can be imported."""
-    for target in re.findall(r"^::: (\S+)$", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE):
+    for target in re.findall(r"^::: (\S+)$", read(DOCS / "reference.md"), re.MULTILINE):
         module, _, attribute = target.rpartition(".")
         parent = importlib.import_module(module)
         assert hasattr(parent, attribute) or importlib.import_module(target)
@@ -131,7 +136,7 @@ def test_the_reference_holds_only_what_is_there():
 
 def test_every_environment_variable_is_documented():
     """Those of the code are those in the table."""
-    used = {name for file in SOURCES for name in re.findall(r"CORNSTARCH_[A-Z_]+", file.read_text(encoding="utf-8"))}
+    used = {name for file in SOURCES for name in re.findall(r"CORNSTARCH_[A-Z_]+", read(file))}
     assert used == rows(DOCS / "plugins.md", "Variable").keys()
 
 
@@ -172,20 +177,20 @@ def test_every_error_is_documented_with_its_remedy():
 
 def test_the_readme_lists_the_plugins_that_there_are():
     """No more and no fewer."""
-    listed = re.findall(r"^\| \[([\w-]+)\]\(plugins/\1/README\.md\)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    listed = re.findall(r"^\| \[([\w-]+)\]\(plugins/\1/README\.md\)", read(ROOT / "README.md"), re.MULTILINE)
     assert listed == [plugin.name for plugin in PLUGINS]
 
 
 def test_the_navigation_lists_every_page():
     """A page that it lacks would not be found."""
-    listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    listed = re.findall(r": (\S+\.md)$", read(ROOT / "mkdocs.yml"), re.MULTILINE)
     assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 
 
 def test_continuous_integration_calls_the_test_command_of_the_readme():
     """What users are told is what is tried."""
-    assert re.search(r"^make test\b", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.search(r"^make test\b", read(ROOT / "README.md"), re.MULTILINE)
+    assert re.search(r"^make test$", read(ROOT / ".ci" / "run"), re.MULTILINE)
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
@@ -218,7 +223,13 @@ def tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|finetune_right_pad_id|>"]
+    special = [
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|finetune_right_pad_id|>",
+    ]
     alphabet = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     model = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -317,12 +328,12 @@ def test_the_tests_that_a_page_shows_pass(page, tmp_path):
 def test_the_plugin_of_the_tutorial_is_light(tmp_path):
     """Its module imports no torch, as the page says; the core's own test shows how that is measured."""
     install_from(DOCS / "plugins.md", tmp_path)
-    tree = ast.parse((tmp_path / "src" / "cornstarch_series" / "plugin.py").read_text(encoding="utf-8"))
+    tree = ast.parse(read(tmp_path / "src" / "cornstarch_series" / "plugin.py"))
     imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert imported == ["cornstarch_core.hookspecs", "cornstarch_core.specs"]
 
 
-WITH_DOCTESTS = [file for file in SOURCES if ">>>" in file.read_text(encoding="utf-8")]
+WITH_DOCTESTS = [file for file in SOURCES if ">>>" in read(file)]
 
 
 @pytest.mark.parametrize("file", WITH_DOCTESTS, ids=name_of)
