@@ -91,7 +91,7 @@ def hooks() -> list[str]:
 
 def signature(hook: str) -> str:
     """A hook's first line, as it stands in its module."""
-    tree = ast.parse(read(Path(hookspecs.__file__))
+    tree = ast.parse(read(Path(hookspecs.__file__)))
     node = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == hook)
     return f"def {hook}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
 

@@ -188,6 +188,32 @@ def test_an_encoder_that_no_plugin_knows_needs_a_processor():
         processor(text="<signal>", signal=torch.zeros(4, 5))
 
 
+def test_an_encoder_of_ones_own_under_a_usual_key_takes_the_usual_names():
+    """``images=`` means the modality ``vision`` also where no plugin knows the encoder."""
+    counting = ModalCallbacks(num_tokens=lambda inputs, counts: [4] * len(inputs["signal"]))
+    toy = ModalEncoderModule(tiny.ToyEncoder(), hidden_size=32, input_names="signal", callbacks=counting)
+    model = MultimodalModel(encoders={"vision": toy}, language_model=tiny.llama(vocab_size=400))
+    processor = words.processor(
+        model=model, processors={"vision": lambda items, return_tensors: {"signal": torch.stack(items)}}
+    )
+    batch = processor(text="<vision> a", images=torch.zeros(4, 5))
+    assert model(**batch).logits.shape[1] == 5
+
+
+def test_items_that_do_not_go_together_are_told():
+    """Each item alone is fine, but they don't stack: then no item is blamed."""
+
+    def unequal(items, return_tensors):
+        sizes = {item.size for item in items}
+        if len(sizes) > 1:
+            raise ValueError("sizes differ")
+        return {"pixel_values": torch.zeros(len(items), 3, 32, 32)}
+
+    processor = words.processor(processors={"vision": unequal})
+    with pytest.raises(MediaError, match="vision: function can't process these 2 items together.*sizes differ"):
+        processor(text="<vision><vision>", vision=[words.image(), words.image(size=(7, 7))])
+
+
 def test_a_count_function_that_counts_something_else_is_refused():
     """One count an item; a count for each crop would shift all spans."""
     model = words.model(ModalCallbacks(num_tokens=lambda inputs, counts: [*counts, 1]))
