@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import cornstarch_core
 
-from .discovery import PluginInfo, unknown_in_environment
 from .errors import CornstarchError, UnknownNameError
-from .metadata import normalise
 from .plugins import registry
+from .runtime.discovery import PluginInfo, unknown_in_environment
+from .runtime.metadata import normalise
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-    from .doctor import Report
+    from .runtime.doctor import Report
 
 __all__ = ["main"]
 
@@ -121,7 +121,7 @@ def _print_table(rows: Sequence[tuple[str, ...]], indent: str = "") -> None:
 
 
 def _show(arguments: Namespace) -> int:
-    from .doctor import examine
+    from .runtime.doctor import examine
 
     info = _find(arguments.name)
     report = examine(info, registry().plugins(), thorough=False, timeout=arguments.timeout)
@@ -158,7 +158,7 @@ def _alternatives(name: str, installed: list[str]) -> str:
 
 
 def _doctor(arguments: Namespace) -> int:
-    from .doctor import collisions, examine
+    from .runtime.doctor import collisions, examine
 
     infos = registry().plugins()
     chosen = [_find(arguments.name)] if arguments.name else infos

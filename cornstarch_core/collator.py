@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 import torch
 
-from .arguments import merge
-from .batch import MultimodalBatch
-from .chat import gather, read_conversations
-from .encoding import Encoding, Padding, place
 from .errors import InputError
-from .media import as_items
+from .processing.arguments import merge
+from .processing.batch import MultimodalBatch
+from .processing.chat import gather, read_conversations
+from .processing.encoding import Encoding, Padding, place
+from .processing.media import as_items
+from .processing.spans import ADDED, Row, covered
+from .processing.templates import ChatTemplate, Message
 from .processor import MultimodalProcessor
-from .spans import ADDED, Row, covered
-from .templates import ChatTemplate, Message
 
 __all__ = ["IGNORED", "MultimodalCollator"]
 

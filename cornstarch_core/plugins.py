@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .discovery import PluginInfo, discover
 from .errors import AmbiguousNameError, PluginError, PluginLoadError, UnknownNameError
-from .metadata import normalise
+from .runtime.discovery import PluginInfo, discover
+from .runtime.metadata import normalise
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
@@ -223,7 +223,7 @@ class PluginRegistry:
         Returns:
             ``[{"distribution": …, "version": …, "used": ["encoders/clip", …]}, …]``, sorted.
         """
-        from . import records
+        from .runtime import records
 
         return records.write(used)
 
@@ -237,7 +237,7 @@ class PluginRegistry:
             CheckpointError: it is no record.
             MissingPluginError: a plugin is missing, not active or of an incompatible version; says what to install.
         """
-        from . import records
+        from .runtime import records
 
         records.check(record, self._activated().infos)
 
@@ -320,7 +320,7 @@ def resolve(target: str, plugin: str | None = None) -> Any:
 
 
 def _activate(infos: list[PluginInfo]) -> _Activation:
-    from . import activation
+    from .runtime import activation
 
     result = _Activation(activation.new_manager(), [])
     for info in infos:
@@ -332,7 +332,7 @@ def _activate(infos: list[PluginInfo]) -> _Activation:
 
 
 def _activate_one(result: _Activation, info: PluginInfo) -> PluginInfo:
-    from .activation import load
+    from .runtime.activation import load
 
     try:
         offers = load(result.manager, info)

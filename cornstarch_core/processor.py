@@ -14,17 +14,17 @@ from transformers import AutoProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from ._hf import unwrap
-from .arguments import Arguments, merge
-from .batch import MultimodalBatch
-from .chat import gather, read_conversations
 from .config import MultimodalConfig
-from .encoding import Options, RowMaker, place, read_texts
 from .errors import CompositionError, InputError
 from .folders import replaced_folder
-from .modality import Modality, from_config, from_model
 from .plugins import registry
-from .processor_files import is_processor_file, read
-from .templates import ChatTemplate, choose
+from .processing.arguments import Arguments, merge
+from .processing.batch import MultimodalBatch
+from .processing.chat import gather, read_conversations
+from .processing.encoding import Options, RowMaker, place, read_texts
+from .processing.files import is_processor_file, read
+from .processing.modality import Modality, from_config, from_model
+from .processing.templates import ChatTemplate, choose
 
 if TYPE_CHECKING:
     from .model import MultimodalModel
@@ -236,7 +236,8 @@ class MultimodalProcessor(ProcessorMixin):
         Content is a string, or a list of parts: ``{"type": "text", "text": ...}``, and media under a type that the
         plugin knows (``{"type": "image", "image": ...}``; also ``"path"``, ``"url"``) or under the modality's key
         (``{"type": "vision", "vision": ...}``). The template gets typed parts if it writes them, else strings into
-        which the placeholders are written, with nothing between the parts (see :mod:`cornstarch_core.templates`).
+        which the placeholders are written, with nothing between the parts (see
+        :mod:`cornstarch_core.processing.templates`).
 
         Args:
             conversation: a list of messages, or a list of such lists.

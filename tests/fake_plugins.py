@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
-from cornstarch_core.discovery import ALLOW, BLOCK
-from cornstarch_core.metadata import normalise
 from cornstarch_core.plugins import reset_registry
+from cornstarch_core.runtime.discovery import ALLOW, BLOCK
+from cornstarch_core.runtime.metadata import normalise
 
 CORE = "cornstarch-core>=0.1,<0.2"
 LIGHT = ("cornstarch_core", "importlib_metadata", "lazy_importer", "packaging", "pluggy", "typing_extensions", "zipp")

@@ -10,9 +10,10 @@ import sys
 import pytest
 from fake_plugins import SPEC, hook, isolated, sound, was_imported, write_broken, write_plugin
 
-from cornstarch_core import cli, doctor
+from cornstarch_core import cli
 from cornstarch_core.cli import main
 from cornstarch_core.plugins import reset_registry
+from cornstarch_core.runtime import doctor
 
 
 @pytest.fixture

@@ -354,7 +354,7 @@ def test_a_record_imports_nothing(site):
 def test_every_kind_has_a_hook_and_a_spec():
     """KINDS, the registering hooks and the spec types say the same."""
     from cornstarch_core import hookspecs
-    from cornstarch_core.activation import SPEC_TYPES
+    from cornstarch_core.runtime.activation import SPEC_TYPES
 
     hooks = {name for name in hookspecs.__all__ if name.startswith("cornstarch_register_")}
     assert tuple(SPEC_TYPES) == KINDS
@@ -366,6 +366,6 @@ def test_every_field_that_holds_a_target_is_known():
     import re
 
     from cornstarch_core import specs
-    from cornstarch_core.activation import TARGETS
+    from cornstarch_core.runtime.activation import TARGETS
 
     assert set(re.findall(r"^``\w+Spec\.(\w+)``", specs.__doc__, re.MULTILINE)) == set(TARGETS)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import InputError
+from ..errors import InputError
+from ..plugins import registry
 from .modality import Modality
-from .plugins import registry
 
 __all__ = ["Arguments", "merge"]
 

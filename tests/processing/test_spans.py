@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cornstarch_core.spans import (
+from cornstarch_core.processing.spans import (
     ADDED,
     Row,
     Span,

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..errors import PluginError
+from ..plugins import KINDS, Provided, registry, resolve
 from .discovery import ALLOW, PluginInfo
-from .errors import PluginError
-from .plugins import KINDS, Provided, registry, resolve
 
 __all__ = ["Offer", "Problem", "Report", "collisions", "examine"]
 
@@ -116,7 +116,8 @@ def _run_child(
     arguments: list[str], environment: dict[str, str], timeout: float
 ) -> tuple[list[dict[str, Any]], str, str]:
     # the child sees the same folders as this process, however this one was started
-    code = f"import sys; sys.path[:] = {sys.path!r}; from cornstarch_core import doctor; doctor._child(*sys.argv[1:])"
+    start = f"import sys; sys.path[:] = {sys.path!r}"
+    code = f"{start}; from cornstarch_core.runtime import doctor; doctor._child(*sys.argv[1:])"
     with tempfile.TemporaryDirectory() as folder:
         events, output = os.path.join(folder, "events"), os.path.join(folder, "output")
         command = [sys.executable, "-c", code, events, *arguments]

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers.utils import chat_template_utils
 
-from .errors import InputError
+from ..errors import InputError
 
 __all__ = ["ChatTemplate", "choose"]
 

@@ -10,7 +10,7 @@ from itertools import islice
 from numbers import Number
 from typing import Any
 
-from .errors import PlaceholderMismatchError
+from ..errors import PlaceholderMismatchError
 
 __all__ = ["arrange", "as_items"]
 

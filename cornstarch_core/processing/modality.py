@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedConfig
 
-from ._hf import config_from_dict, embedding_shape, unwrap
-from .config import MultimodalConfig
-from .counting import TokenCounter
-from .encoder import EMBEDS, encoder_context, token_counter
-from .errors import CompositionError, MediaError
-from .plugins import Provided, registry, resolve
-from .projector import MultimodalProjectorConfig
-from .specs import EncoderContext, ModalCallbacks, ProcessorSpec
+from .._hf import config_from_dict, embedding_shape, unwrap
+from ..config import MultimodalConfig
+from ..counting import TokenCounter
+from ..encoder import EMBEDS, encoder_context, token_counter
+from ..errors import CompositionError, MediaError
+from ..plugins import Provided, registry, resolve
+from ..projector import MultimodalProjectorConfig
+from ..specs import EncoderContext, ModalCallbacks, ProcessorSpec
 from .subprocessors import SavedProcessor
 
 if TYPE_CHECKING:
-    from .model import MultimodalModel
+    from ..model import MultimodalModel
 
 __all__ = ["Modality", "check_recipe", "from_config", "from_model"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import transformers
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 __all__ = ["SavedProcessor"]
 

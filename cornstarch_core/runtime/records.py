@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..errors import CheckpointError, MissingPluginError
 from .discovery import NAME, PluginInfo
-from .errors import CheckpointError, MissingPluginError
 from .metadata import normalise
 
 if TYPE_CHECKING:
     from packaging.version import Version
 
-    from .plugins import Provided
+    from ..plugins import Provided
 
 __all__ = ["check", "write"]
 

@@ -7,7 +7,7 @@ import torch
 import words
 
 from cornstarch_core.errors import InputError, PlaceholderMismatchError
-from cornstarch_core.templates import ChatTemplate
+from cornstarch_core.processing.templates import ChatTemplate
 
 IMAGE = {"type": "image"}
 

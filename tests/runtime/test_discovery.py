@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 
 import cornstarch_core
-from cornstarch_core import discovery
-from cornstarch_core.discovery import PluginInfo, discover, unknown_in_environment
+from cornstarch_core.runtime import discovery
+from cornstarch_core.runtime.discovery import PluginInfo, discover, unknown_in_environment
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from typing import Any
 
 from pluggy import PluginManager
 
-from . import hookspecs, specs
+from .. import hookspecs, specs
+from ..errors import PluginLoadError
 from .discovery import NAME, PluginInfo
-from .errors import PluginLoadError
 
 __all__ = ["SPEC_TYPES", "TARGETS", "Spec", "load", "new_manager"]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from .config import MultimodalConfig
-from .errors import CheckpointError
+from ..config import MultimodalConfig
+from ..errors import CheckpointError
+from ..plugins import registry
 from .modality import check_recipe
-from .plugins import registry
 from .subprocessors import SavedProcessor
 
 __all__ = ["is_processor_file", "read"]

@@ -14,7 +14,7 @@ class MultimodalBatch(BatchFeature):
 
     Example:
         >>> import torch
-        >>> from cornstarch_core.batch import MultimodalBatch
+        >>> from cornstarch_core.processing.batch import MultimodalBatch
         >>> batch = MultimodalBatch({"encoder_inputs": {"vision": {"pixel_values": torch.zeros(1, 3, 8, 8)}}})
         >>> batch.to(torch.bfloat16)["encoder_inputs"]["vision"]["pixel_values"].dtype
         torch.bfloat16

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from .encoder import POSITIONS
-from .errors import InputError, PlaceholderMismatchError, TruncatedSpanError
+from ..encoder import POSITIONS
+from ..errors import InputError, PlaceholderMismatchError, TruncatedSpanError
 from .media import arrange
 from .modality import Modality
 from .spans import Row, add_around, expand, lost_span, needed_room, stretches, truncate
@@ -68,7 +68,7 @@ class RowMaker:
 
         Args:
             texts: one a sample.
-            media: by modality key, as :func:`~cornstarch_core.media.arrange` takes them.
+            media: by modality key, as :func:`~cornstarch_core.processing.media.arrange` takes them.
             options: for the image processors and feature extractors, by modality key.
             special_tokens: whether the tokenizer's special tokens go around; default: unless the text begins with BOS.
             suffix: whether those after the text, too.

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from cornstarch_core import records
-from cornstarch_core.discovery import PluginInfo
 from cornstarch_core.errors import CheckpointError, MissingPluginError
 from cornstarch_core.plugins import Provided
+from cornstarch_core.runtime import records
+from cornstarch_core.runtime.discovery import PluginInfo
 from cornstarch_core.specs import CallbackSpec, CheckpointSpec
 
 
