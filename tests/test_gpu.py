@@ -1,0 +1,74 @@
+"""What only a GPU shows. Skipped without one; run with: pytest -m gpu."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+import words
+
+from cornstarch_core import MultimodalCollator, MultimodalModel, MultimodalProcessor
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+
+def question(images: int) -> list[dict]:
+    """A conversation about so many images."""
+    content = [{"type": "image", "image": words.image(seed)} for seed in range(images)]
+    return [
+        {"role": "user", "content": [*content, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": "A cat."},
+    ]
+
+
+def set_up(callbacks: str | None = None) -> tuple[MultimodalModel, dict]:
+    """A model and a batch of conversations with 2, 0 and 1 images, both on the GPU."""
+    model = words.model(callbacks)
+    processor = MultimodalProcessor(tokenizer=words.tokenizer(), model=model, chat_template=words.CHATML)
+    batch = MultimodalCollator(processor)([question(2), question(0), question(1)])
+    return model.cuda(), batch.to("cuda")
+
+
+@pytest.mark.parametrize("callbacks", [None, "llava"])
+def test_preparing_a_batch_makes_the_host_wait_for_nothing(callbacks):
+    """CUDA itself reports no synchronisation on the way to the language model."""
+    model, batch = set_up(callbacks)
+    arguments = (batch["input_ids"], None, batch["labels"], batch["encoder_inputs"], {})
+    model._prepare(*arguments)  # the first call may set up libraries
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        embeds, _, _ = model._prepare(*arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert embeds.is_cuda
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_training_step_agrees_with_the_cpu(dtype):
+    """The same loss, within what the dtype allows; every gradient is finite."""
+    model, batch = set_up("llava")
+    expected = model.cpu()(**batch.to("cpu")).loss
+    loss = model.to("cuda", dtype)(**batch.to("cuda")).loss
+    loss.backward()
+    assert torch.allclose(loss.float().cpu(), expected, atol=1e-4 if dtype == torch.float32 else 5e-2)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_model_loads_onto_the_gpu_and_generates_there(tmp_path):
+    """device_map= puts every part where it belongs; the ids are those of the CPU."""
+    model, _ = set_up()
+    model.cpu().save_pretrained(tmp_path)
+    loaded = MultimodalModel.from_pretrained(tmp_path, device_map="cuda")
+    assert {parameter.device.type for parameter in loaded.parameters()} == {"cuda"}
+    token_id = model.config.modality_token_ids["vision"]
+    prompt = {k: v for k, v in tiny.prompt(1, token_id=token_id).items() if k != "labels"}
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    on_gpu = loaded.generate(
+        **{name: tensor.cuda() for name, tensor in prompt.items()}, pixel_values=tiny.pixels(1).cuda(), **settings
+    )
+    expected = model.eval().generate(**prompt, pixel_values=tiny.pixels(1), **settings)
+    assert torch.equal(on_gpu.cpu(), expected)
