@@ -3,11 +3,12 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PLUGINS := $(wildcard plugins/*)
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PROJECTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml)
 EDITABLE_PLUGINS := $(PLUGINS:%=-e %)
-# ARGS="-k merge" and the like go to pytest.
+# ARGS="-k merge" and the like go to pytest. One thread a worker: two workers with two threads each wait for each other.
 PYTEST := -m pytest -n 2 -q $(ARGS)
+ONE_THREAD := OMP_NUM_THREADS=1
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -17,7 +18,7 @@ demo: .venv/installed
 	$(BIN)/python examples/digits.py
 
 test: .venv/installed
-	$(BIN)/python $(PYTEST)
+	$(ONE_THREAD) $(BIN)/python $(PYTEST)
 
 check: .venv/installed
 	$(BIN)/ruff check .
@@ -29,7 +30,7 @@ docs: .venv/installed-docs
 	@echo "The pages are in site/index.html."
 
 test-floor: .venv-floor/installed
-	.venv-floor/bin/python $(PYTEST)
+	$(ONE_THREAD) .venv-floor/bin/python $(PYTEST)
 
 clean:
 	rm -rf .venv .venv-floor site dist runs

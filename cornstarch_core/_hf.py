@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils.generic import TransformersKwargs
 
 from .errors import CheckpointError, CompositionError
@@ -22,6 +23,8 @@ __all__ = [
     "CompositeModel",
     "accepted_names",
     "build_transformers_model",
+    "check_generates_from_embeds",
+    "check_language_model",
     "class_path",
     "config_from_dict",
     "constructor_arguments",
@@ -30,8 +33,11 @@ __all__ = [
     "embedding_shape",
     "is_peft",
     "keep_weights",
+    "mask_of",
     "out_of_table",
     "unwrap",
+    "use_published_names",
+    "write_weights",
 ]
 
 # Taken by the wrappers around forward (5.23) or by the loss, so they are in no signature.
@@ -88,20 +94,68 @@ def embedding_shape(language_model: Any) -> tuple[int, int]:
 def out_of_table(language_model: nn.Module, input_ids: torch.Tensor, token_ids: list[int]) -> torch.Tensor:
     """``input_ids`` with those of ``token_ids`` that lie outside the embedding table replaced by one inside.
 
-    The replacement is not the padding id, from which ``generate`` would infer a mask.
+    An id below zero, such as the -200 of the first LLaVA, lies outside too.
     """
     vocabulary, _ = embedding_shape(language_model)
-    outside = [token_id for token_id in token_ids if token_id >= vocabulary]
+    outside = [token_id for token_id in token_ids if not 0 <= token_id < vocabulary]
     if not outside:
         return input_ids
-    padding = {
-        getattr(unwrap(language_model).config, "pad_token_id", None),
-        getattr(getattr(language_model, "generation_config", None), "pad_token_id", None),
-    }
-    inside = next(token_id for token_id in range(3) if token_id not in padding)
+    inside = _stand_in(language_model)
     for token_id in outside:
         input_ids = input_ids.masked_fill(input_ids == token_id, inside)
     return input_ids
+
+
+def _stand_in(language_model: Any) -> int:
+    """A token that means nothing to those who look at ids, such as penalties: BOS if there is one, never EOS."""
+    configs = (unwrap(language_model).config, getattr(language_model, "generation_config", None))
+    ending = {one for config in configs for name in ("pad", "eos") for one in _ids_of(config, name)}
+    beginning = [one for config in configs for one in _ids_of(config, "bos")]
+    return next(token_id for token_id in (*beginning, *range(len(ending) + 1)) if token_id not in ending)
+
+
+def _ids_of(config: Any, name: str) -> list[int]:
+    found = getattr(config, f"{name}_token_id", None)
+    return [] if found is None else list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+def check_language_model(language_model: Any) -> None:
+    """Raise ``CompositionError`` unless this is a causal language model of transformers, wrapped by PEFT or not."""
+    model = unwrap(language_model)
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        found = f"{name} is no PreTrainedModel"
+    elif getattr(model.config, "is_encoder_decoder", False):
+        found = f"{name} is an encoder-decoder"
+    elif not model.can_generate():
+        found = f"{name} can't generate; it may lack a head"
+    else:
+        return
+    raise CompositionError(
+        f"language_model: {found}. Give a causal one, such as AutoModelForCausalLM.from_pretrained loads."
+    )
+
+
+def check_generates_from_embeds(config: Any, kwargs: dict[str, Any]) -> None:
+    """Raise ``ValueError`` for ways of generating that leave the embeddings, and so the media, out (5.23)."""
+    configs = (config, kwargs.get("generation_config"))
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
+        if any(value for value in (kwargs.get(name), *(getattr(one, name, None) for one in configs))):
+            raise ValueError(
+                f"{name}= is not possible with media: transformers runs assisted generation from token ids alone. "
+                "Leave it out, or generate from text only."
+            )
+
+
+def mask_of(input_ids: torch.Tensor, config: Any, kwargs: dict[str, Any]) -> torch.Tensor:
+    """The attention mask that ``generate`` would infer from the ids: no padding, unless its id can't mean an end."""
+    configs = (kwargs.get("generation_config"), config)
+    pad, eos = kwargs.get("pad_token_id"), kwargs.get("eos_token_id")
+    pads = [pad] if pad is not None else next((ids for one in configs if (ids := _ids_of(one, "pad"))), [])
+    ends = next((ids for one in configs if (ids := _ids_of(one, "eos"))), []) if eos is None else eos
+    if not pads or pads[0] in (ends if isinstance(ends, (list, tuple)) else [ends]):
+        return torch.ones_like(input_ids)
+    return (input_ids != pads[0]).long()
 
 
 def embed(language_model: Any, input_ids: torch.Tensor) -> torch.Tensor:
@@ -175,6 +229,25 @@ def build_transformers_model(
     return cls._from_config(config, dtype=torch.get_default_dtype(), **known)
 
 
+def use_published_names(model: PreTrainedModel) -> None:
+    """Let ``save_pretrained`` name tensors as published checkpoints do.
+
+    Of a model that was not loaded, saving (5.23) leaves out prefixes such as the ``vision_model.`` of CLIP. Hugging
+    Face itself reads both forms; others were written for the published one.
+    """
+    setattr(model, "_weight_conversions", get_model_conversion_mapping(model, add_legacy=False))  # noqa: B010 - untyped
+
+
+def write_weights(write: Callable[..., None], folder: str, **kwargs: Any) -> None:
+    """Run a ``save_pretrained``; what it can't save it names by a ``RuntimeError`` about shared tensors (5.23)."""
+    try:
+        write(folder, **kwargs)
+    except RuntimeError as error:
+        if "shared tensors" not in str(error):
+            raise
+        raise CheckpointError(f"tensors share memory in a way that a folder can't hold; untie them: {error}") from error
+
+
 @contextmanager
 def default_dtype(dtype: str | None) -> Iterator[None]:
     """New parameters have this dtype inside; ``None`` changes nothing."""
@@ -216,8 +289,7 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
     def init_weights(self) -> None:
         """Gather what the parts declare, and tie weights. Nothing is drawn: every part arrives initialised."""
         self._gather_declarations()
-        self.all_tied_weights_keys = self._existing_ties()
-        self._tied_weights_keys = dict(self.all_tied_weights_keys)  # what saving (5.23) may leave out
+        self.find_ties()
         self.tie_weights(recompute_mapping=False)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -230,6 +302,11 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
                 continue
             for name in _DECLARED:
                 getattr(self, name).update(getattr(part, name, None) or ())
+
+    def find_ties(self) -> None:
+        """Look for tied weights anew; parts may have been wrapped, unwrapped or replaced."""
+        self.all_tied_weights_keys = self._existing_ties()
+        self._tied_weights_keys = dict(self.all_tied_weights_keys)  # what saving (5.23) may leave out
 
     def _existing_ties(self) -> dict[str, str]:
         """Tied weights by full name, also where PEFT has wrapped the layer that holds them."""

@@ -10,7 +10,7 @@ from torch import nn
 from ._hf import is_peft
 from .errors import CheckpointError
 
-__all__ = ["attach", "check_savable", "describe", "freeze_base"]
+__all__ = ["attach", "check_merged", "check_savable", "describe", "freeze_base"]
 
 _WAY_OUT = (
     "Merge them (merge_and_unload()), or save the adapters alone with PeftModel.save_pretrained and the model without "
@@ -71,6 +71,20 @@ def check_savable(model: nn.Module) -> None:
     for name, part in model.named_modules():
         if _is_tuner_layer(part) and not name.startswith(inside):
             raise CheckpointError(f"{name} has adapters that a saved model could not build again. {_WAY_OUT}")
+
+
+def check_merged(model: nn.Module) -> None:
+    """Refuse adapters of any kind, for those who can hold none.
+
+    Raises:
+        CheckpointError: says to merge them.
+    """
+    for name, part in model.named_modules():
+        if is_peft(part) or _is_tuner_layer(part):
+            raise CheckpointError(
+                f"{name or 'the model'} has adapters; merge them first, for example "
+                "mllm.language_model = mllm.language_model.merge_and_unload()."
+            )
 
 
 def _is_tuner_layer(module: nn.Module) -> bool:

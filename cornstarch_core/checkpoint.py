@@ -1,10 +1,10 @@
-"""Models as folders: describing a composed model as plain data, building it again, and loading parts by name."""
+"""Models as folders: saving, loading, and loading parts by name. Nothing is lost, and nothing is drawn anew."""
 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,185 +15,29 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging
 
 from . import adapters
-from ._hf import build_transformers_model, class_path, constructor_arguments, default_dtype, unwrap
-from .config import MultimodalConfig
-from .encoder import ModalEncoderModule
+from ._hf import build_transformers_model, write_weights
+from .config import MultimodalConfig, find_damage
+from .description import describe
 from .errors import CheckpointError, CompositionError
-from .folders import replaced_folder
-from .plugins import registry, resolve
-from .projector import MultimodalProjector, MultimodalProjectorConfig
-from .specs import ModalCallbacks
+from .export import export_pretrained
+from .folders import is_weight_file, replaced_folder
+from .plugins import Provided, registry, resolve
 
 if TYPE_CHECKING:
     from .model import MultimodalModel
 
-__all__ = ["build_encoders", "build_language_model", "describe", "load", "load_encoder", "save"]
+__all__ = [
+    "check_loaded",
+    "export_pretrained",
+    "find_foreign",
+    "load",
+    "load_encoder",
+    "read_config",
+    "save",
+]
 
-_WEIGHT_FILES = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
-
-
-# --- a model as plain data --------------------------------------------------------------------------------------------
-
-
-def describe(model: MultimodalModel) -> None:
-    """Write what ``model`` is made of into its config."""
-    config = model.config
-    config.language_model = _describe_module(model.language_model)
-    config.text_config = unwrap(model.language_model).config
-    for key, encoder in model.encoders.items():
-        token_id = config.encoders[key].get("token_id")
-        config.encoders[key] = {**_describe_encoder(encoder), "token_id": token_id}
-        setattr(config, f"{key}_config", _hf_config(encoder.module))
-    config.plugins = registry().record([used for encoder in model.encoders.values() for used in encoder.used])
-
-
-def _describe_encoder(encoder: ModalEncoderModule) -> dict[str, Any]:
-    assert encoder.projector is not None  # made when the model was composed
-    own = [part for part in ("preprocess", "postprocess_module", "postprocess_projector") if _is_own(encoder, part)]
-    callbacks = None
-    if encoder.callback_provided is not None:
-        callbacks = {"name": encoder.callback_provided.qualified_name, "options": encoder.callback_options}
-    return {
-        **_describe_module(encoder.module),
-        "config": _plain_config(encoder.module),  # a config of transformers takes its place when it is saved
-        "encoder": encoder.provided.qualified_name if encoder.provided is not None else None,
-        "hidden_size": encoder.hidden_size,
-        "input_names": list(encoder.input_names),
-        "callbacks": callbacks,
-        "custom_callbacks": own,
-        "projector": {
-            "config": encoder.projector.config.to_dict(),
-            "custom": encoder.projector.is_custom,
-            "dtype": _dtype(encoder.projector),
-        },
-    }
-
-
-def _is_own(encoder: ModalEncoderModule, part: str) -> bool:
-    """Whether this callback was handed in as an object, so that no plugin can make it again."""
-    callback = getattr(encoder, f"{part}_callback")
-    from_plugin = encoder.callback_provided is not None and part not in encoder.overrides
-    return callback is not None and not from_plugin
-
-
-def _describe_module(module: nn.Module | None) -> dict[str, Any]:
-    if module is None:
-        return {"class": None}
-    return {
-        "class": class_path(module),
-        "arguments": constructor_arguments(module),
-        "dtype": _dtype(module),
-        "adapters": adapters.describe(module),
-    }
-
-
-def _dtype(module: nn.Module) -> str | None:
-    dtypes = (parameter.dtype for parameter in unwrap(module).parameters() if parameter.is_floating_point())
-    first = next(dtypes, None)
-    return str(first).removeprefix("torch.") if first is not None else None
-
-
-def _hf_config(module: nn.Module | None) -> PreTrainedConfig | None:
-    config = getattr(unwrap(module), "config", None)
-    return config if isinstance(config, PreTrainedConfig) else None
-
-
-def _plain_config(module: nn.Module | None) -> dict[str, Any] | None:
-    config = getattr(unwrap(module), "config", None)
-    if isinstance(config, dict):
-        return dict(config)
-    to_dict = getattr(config, "to_dict", None)
-    return to_dict() if to_dict is not None else None
-
-
-# --- and back ---------------------------------------------------------------------------------------------------------
-
-
-def build_language_model(config: MultimodalConfig) -> nn.Module:
-    """The language model that the config describes, with fresh weights."""
-    record = config.language_model
-    if not record:
-        raise TypeError("language_model= is missing.")
-    with default_dtype(record.get("dtype")):
-        model = build_transformers_model(record.get("class"), config.text_config, record.get("arguments"))
-    if model is None:
-        raise _own_making("language_model", "the language model", "language_model=the_model")
-    return adapters.attach(model, record.get("adapters"), "language_model")
-
-
-def build_encoders(
-    config: MultimodalConfig,
-    encoders: Mapping[str, nn.Module],
-    projectors: Mapping[str, nn.Module],
-    callbacks: Mapping[str, ModalCallbacks],
-) -> dict[str, ModalEncoderModule]:
-    """All encoders: those given, and those that the config describes."""
-    known = config.encoders.keys() | encoders.keys()
-    for what, keys in (("projectors", projectors.keys()), ("callbacks", callbacks.keys())):
-        if keys - known:
-            raise ValueError(f"{what}= for {', '.join(sorted(keys - known))}, but there is no such encoder.")
-    parts: dict[str, Any] = dict(encoders)
-    for key in config.encoders:
-        if not isinstance(parts.get(key), ModalEncoderModule):
-            parts[key] = _build_encoder(key, config, parts.get(key), projectors.get(key), callbacks.get(key))
-    return parts
-
-
-def _build_encoder(
-    key: str,
-    config: MultimodalConfig,
-    module: nn.Module | None,
-    projector: nn.Module | None,
-    callbacks: ModalCallbacks | None,
-) -> ModalEncoderModule:
-    record = config.encoders[key]
-    if module is None and record.get("class") is not None:
-        with default_dtype(record.get("dtype")):
-            module = _build_module(key, record, getattr(config, f"{key}_config", None))
-        module = adapters.attach(module, record.get("adapters"), key)
-    named = record.get("callbacks")
-    if record.get("custom_callbacks") and callbacks is None:
-        parts = ", ".join(record["custom_callbacks"])
-        raise _own_making(key, f"its {parts} callback", f"callbacks={{{key!r}: ModalCallbacks(...)}}")
-    own = {part: getattr(callbacks, part) for part in record.get("custom_callbacks", ())}
-    return ModalEncoderModule(
-        module,
-        _build_projector(key, record["projector"], projector),
-        callbacks=named["name"] if named else callbacks,
-        callback_options=named["options"] if named else None,
-        hidden_size=record["hidden_size"],
-        input_names=record["input_names"],
-        name=record.get("encoder"),
-        **({f"{part}_callback": callback for part, callback in own.items()} if named else {}),
-    )
-
-
-def _own_making(where: str, what: str, argument: str) -> CheckpointError:
-    return CheckpointError(
-        f"{where}: {what} is of the user's own making, so it can't be built from the saved config; pass one built "
-        f"alike: MultimodalModel.from_pretrained(folder, {argument})."
-    )
-
-
-def _build_module(key: str, record: Mapping[str, Any], config: PreTrainedConfig | None) -> nn.Module:
-    module = build_transformers_model(record.get("class"), config, record.get("arguments"))
-    if module is not None:
-        return module
-    if record.get("encoder") is not None:
-        provided = registry().lookup("encoders", record["encoder"])
-        if provided.spec.build is not None:
-            return resolve(provided.spec.build, provided.plugin)(record.get("config"))
-    raise _own_making(key, "its encoder", f"encoders={{{key!r}: the_module}}")
-
-
-def _build_projector(key: str, record: Mapping[str, Any], projector: nn.Module | None) -> MultimodalProjector:
-    if record["custom"] and projector is None:
-        raise _own_making(key, "its projector", f"projectors={{{key!r}: the_module}}")
-    if isinstance(projector, MultimodalProjector):
-        return projector
-    with default_dtype(record.get("dtype")):
-        return MultimodalProjector(MultimodalProjectorConfig.from_dict(dict(record["config"])), projector)
-
+_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+"""Arguments that say where to load from."""
 
 # --- folders ----------------------------------------------------------------------------------------------------------
 
@@ -203,6 +47,7 @@ def save(
 ) -> None:
     """Describe ``model`` anew and write it through ``write``, the inherited ``save_pretrained``."""
     adapters.check_savable(model)
+    model.find_ties()
     describe(model)
     _check_rebuildable(model)
     if not model.should_save_on_this_rank(is_main_process):
@@ -211,15 +56,8 @@ def save(
     if kwargs.get("push_to_hub"):
         kwargs.setdefault("repo_id", str(folder).rstrip("/").rpartition("/")[2])
     kwargs.setdefault("save_original_format", False)  # the names in the files are those of the state dict
-    with replaced_folder(folder, stale=lambda name: _WEIGHT_FILES.fullmatch(name) is not None) as staging:
-        try:
-            write(str(staging), is_main_process=is_main_process, **kwargs)
-        except RuntimeError as error:
-            if "shared tensors" not in str(error):
-                raise
-            raise CheckpointError(
-                f"tensors share memory in a way that a folder can't hold; untie them: {error}"
-            ) from error
+    with replaced_folder(folder, partial(is_weight_file, variant=kwargs.get("variant"))) as staging:
+        write_weights(write, str(staging), is_main_process=is_main_process, **kwargs)
         _check_written(model, staging)
 
 
@@ -233,12 +71,18 @@ def _check_rebuildable(model: MultimodalModel) -> None:
             continue
         with torch.device("meta"):
             rebuilt = build_transformers_model(record["class"], copy.deepcopy(config), record.get("arguments"))
-        if rebuilt is not None and rebuilt.state_dict().keys() != module.state_dict().keys():
-            different = sorted(rebuilt.state_dict().keys() ^ module.state_dict().keys())
+        if rebuilt is None:
+            continue
+        different = sorted({name for name, _ in _shapes(rebuilt) ^ _shapes(module)})
+        if different:
             raise CheckpointError(
                 f"{where}: its config does not describe its weights ({', '.join(different[:3])}, …), so it would not "
                 "come back. Nothing was written. Change the config, or make the module a class of your own."
             )
+
+
+def _shapes(module: nn.Module) -> set[tuple[str, torch.Size]]:
+    return {(name, tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def _check_written(model: MultimodalModel, folder: Path) -> None:
@@ -269,11 +113,14 @@ def load(
     """Check that ``name`` can be loaded, then load it through ``read``, the inherited ``from_pretrained``."""
     config = kwargs.pop("config", None)
     if config is None:
-        raw = _read_config(name, kwargs)
+        raw = read_config(name, kwargs)
         if raw.get("model_type") != MultimodalConfig.model_type:
-            return _load_foreign(name, raw.get("model_type"), kwargs)
+            return _load_foreign(name, raw.get("model_type"), [*args, *given.values()], kwargs)
         registry().check_record(raw.get("plugins", []))
-        config = MultimodalConfig.from_dict(raw)
+        config = _config_of(name, raw)
+    config = copy.deepcopy(config)
+    if kwargs.get("torch_dtype") is not None:  # the name it had before transformers 5
+        kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
     if kwargs.get("dtype", "auto") not in (None, "auto"):  # the caller's choice wins over what was saved
         for record in (config.language_model, *config.encoders.values(), *_projectors(config)):
             record["dtype"] = None
@@ -281,20 +128,34 @@ def load(
     try:
         model, info = read(name, *args, config=config, output_loading_info=True, **given, **kwargs)
     except (SafetensorError, EOFError) as error:
-        raise CheckpointError(f"{name}: a weight file is damaged or cut off ({error}); copy it again.") from error
-    _check_loaded(name, info)
+        raise _damaged(name, error) from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise CheckpointError(f"{name} does not match its config: tensors of another shape. {error}") from error
+    check_loaded(name, info)
     for part in (model.language_model, *(encoder.module for encoder in model.encoders.values())):
         adapters.freeze_base(part)
     return (model, info) if want_info else model
+
+
+def _config_of(name: Any, raw: dict[str, Any]) -> MultimodalConfig:
+    problem = find_damage(raw)
+    if problem is not None:
+        raise CheckpointError(f"{name}: config.json is damaged: {problem}. Copy or save it again.")
+    try:
+        return MultimodalConfig.from_dict(raw)
+    except Exception as error:  # whatever a config class makes of damaged values
+        raise CheckpointError(f"{name}: config.json can't be read: {error}. Copy or save it again.") from error
 
 
 def _projectors(config: MultimodalConfig) -> list[dict[str, Any]]:
     return [record["projector"] for record in config.encoders.values() if "projector" in record]
 
 
-def _read_config(name: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    hub = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-    options = {option: kwargs[option] for option in hub if option in kwargs}
+def read_config(name: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` of a folder or hub name; of ``kwargs`` those count that say where to load from."""
+    options = {option: kwargs[option] for option in _HUB if option in kwargs}
     try:
         config = PreTrainedConfig.get_config_dict(name, **options)[0]
         if not config:
@@ -307,19 +168,36 @@ def _read_config(name: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _load_foreign(name: Any, model_type: Any, kwargs: dict[str, Any]) -> Any:
-    offered = registry().names("checkpoints")
-    if model_type not in {one.rpartition("/")[2] for one in offered}:
+def find_foreign(model_type: Any) -> Provided | None:
+    """The checkpoint family of this ``model_type``, if a plugin can read it."""
+    offered = {name.rpartition("/")[2] for name in registry().names("checkpoints")}
+    return registry().lookup("checkpoints", model_type) if model_type in offered else None
+
+
+def _load_foreign(name: Any, model_type: Any, given: list[Any], kwargs: dict[str, Any]) -> Any:
+    family = find_foreign(model_type)
+    if family is None:
         raise CheckpointError(
             f"{name} holds a model of type {str(model_type)[:60]!r}, not a {MultimodalConfig.model_type} one; types "
-            f"that plugins can read: {', '.join(offered) or 'none'}. To build on it, use MultimodalModel.compose."
-            f" {registry().explain_unavailable()}".rstrip()
+            f"that plugins can read: {', '.join(registry().names('checkpoints')) or 'none'}. To build on it, use "
+            f"MultimodalModel.compose. {registry().explain_unavailable()}".rstrip()
         )
-    provided = registry().lookup("checkpoints", model_type)
-    return resolve(provided.spec.load, provided.plugin)(name, **kwargs)
+    if any(value is not None for value in given):
+        raise TypeError(
+            f"{name} holds a model of type {model_type!r}, which is loaded as it is: without encoders=, "
+            "language_model=, projectors= or callbacks=."
+        )
+    try:
+        return resolve(family.spec.load, family.plugin)(name, **kwargs)
+    except (SafetensorError, EOFError) as error:
+        raise _damaged(name, error) from error
 
 
-def _check_loaded(name: Any, info: Mapping[str, Any]) -> None:
+def _damaged(name: Any, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{name}: a weight file is damaged or cut off ({error}); copy it again.")
+
+
+def check_loaded(name: Any, info: Mapping[str, Any]) -> None:
     """A model with weights that were never saved, or a weight that found no place, is not the model that was saved."""
     problems = {
         "missing from the files": sorted(info.get("missing_keys", ())),
@@ -336,7 +214,7 @@ def _check_loaded(name: Any, info: Mapping[str, Any]) -> None:
 
 def load_encoder(key: str, name: str, **kwargs: Any) -> PreTrainedModel:
     """Load an encoder by checkpoint name: the tower that a plugin knows, or what ``AutoModel`` makes of it."""
-    hub = {option: kwargs[option] for option in ("cache_dir", "revision", "token") if option in kwargs}
+    hub = {option: kwargs[option] for option in _HUB if option in kwargs}
     config = AutoConfig.from_pretrained(name, **hub)
     configs = [config, *(getattr(config, sub, None) for sub in config.sub_configs)]
     classes = _encoder_classes(key, {type(one) for one in configs if one is not None})

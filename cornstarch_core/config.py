@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 
 from ._hf import config_from_dict
 
-__all__ = ["MultimodalConfig"]
+__all__ = ["MultimodalConfig", "find_damage"]
+
+_OPTIONAL_DICT, _OPTIONAL_NAME = (dict, type(None)), (str, type(None))
+_MODULE = {"class": _OPTIONAL_NAME, "arguments": _OPTIONAL_DICT, "adapters": _OPTIONAL_DICT}
+_ENCODER = {
+    **_MODULE,
+    "config": _OPTIONAL_DICT,
+    "encoder": _OPTIONAL_NAME,
+    "hidden_size": int,
+    "input_names": list,
+    "callbacks": _OPTIONAL_DICT,
+    "custom_callbacks": list,
+    "projector": dict,
+    "token_id": (int, type(None)),
+}
+_PROJECTOR = {"config": dict, "custom": bool}
+_CALLBACKS = {"name": str, "options": dict}
 
 
 class MultimodalConfig(PreTrainedConfig):
@@ -73,6 +90,36 @@ class MultimodalConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """All values, since a saved model must not depend on a later version's defaults; no paths of this machine."""
         return _without_paths(self.to_dict())
+
+
+def find_damage(saved: Any) -> str | None:
+    """What is wrong with the records of a saved config, for example ``"encoders.vision.hidden_size is a str"``."""
+    parts: list[tuple[str, Any, dict[str, Any]]] = [
+        ("", saved, {"language_model": dict, "encoders": dict, "text_config": dict}),
+        ("language_model.", saved.get("language_model"), _MODULE),
+    ]
+    encoders = saved.get("encoders")
+    for key, record in encoders.items() if isinstance(encoders, dict) else ():
+        parts.append((f"encoders.{key}.", record, _ENCODER))
+        for name, fields in (("projector", _PROJECTOR), ("callbacks", _CALLBACKS)):
+            if isinstance(record, dict) and record.get(name) is not None:
+                parts.append((f"encoders.{key}.{name}.", record[name], fields))
+    return next((found for part in parts if (found := _find_wrong(*part)) is not None), None)
+
+
+def _find_wrong(path: str, record: Any, fields: dict[str, Any]) -> str | None:
+    if not isinstance(record, dict):
+        return f"{path.rstrip('.')} is a {type(record).__name__}, not a dictionary"
+    for name, kind in fields.items():
+        optional = isinstance(kind, tuple)
+        value = record.get(name)
+        if name not in record and not optional:
+            return f"{path}{name} is missing"
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            return f"{path}{name} is a {type(value).__name__}"
+    dtype = record.get("dtype")
+    known = dtype is None or (isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype))
+    return None if known else f"{path}dtype is {str(dtype)[:20]!r}"
 
 
 def _as_config(config: PreTrainedConfig | dict[str, Any] | None, record: dict[str, Any]) -> PreTrainedConfig | None:

@@ -5,7 +5,7 @@ Knows nothing about any particular modality, and nothing about the language mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -98,6 +98,12 @@ class ModalEncoderModule(nn.Module):
         self.provided = _find_spec(self.module, name)
         self.hidden_size = _width(self.module, self.provided, hidden_size)
         self.input_names = _names(self.module, self.provided, input_names)
+        if not isinstance(callbacks, (ModalCallbacks, str, type(None))):
+            raise TypeError(
+                f"callbacks= must be a ModalCallbacks or the name of a registered one, not {_kind(callbacks)}; a "
+                "single function goes into preprocess_callback=, postprocess_module_callback= or "
+                "postprocess_projector_callback=."
+            )
         self.callback_name = callbacks if isinstance(callbacks, str) else None
         self.callback_options = dict(callback_options or {})
         if self.callback_options and self.callback_name is None:
@@ -220,7 +226,8 @@ class ModalEncoderModule(nn.Module):
         given = {name: value for name, value in inputs.items() if name != POSITIONS}
         self._check_inputs(given)
         prepared = self._call("preprocess", dict(given))
-        output = self._run_module({k: v for k, v in prepared.items() if k in self.input_names or k not in given})
+        not_taken = {*given, *self.modal_callbacks.input_names} - {*self.input_names}
+        output = self._run_module({name: value for name, value in prepared.items() if name not in not_taken})
         output = self._call("postprocess_module", dict(prepared), output)
         output = _with_features(output, self.projector(_cast(output[0], self.projector)))
         return self._call("postprocess_projector", dict(prepared), output)
@@ -229,8 +236,11 @@ class ModalEncoderModule(nn.Module):
         """Run one callback; without one, its last argument goes through."""
         callback = getattr(self, f"{part}_callback")
         result = args[-1] if callback is None else callback(*args)
-        if result is None:
-            raise TypeError(f"{part}_callback returned None; it must return the (changed) {_what(part)}.")
+        expected = Mapping if part == "preprocess" else (ModelOutput, tuple)
+        if not isinstance(result, expected):
+            raise TypeError(
+                f"{self.key}: {part}_callback returned {_kind(result)}; it must return the (changed) {_what(part)}."
+            )
         return result
 
     def _run_module(self, inputs: dict[str, Any]) -> ModelOutput | tuple[Any, ...]:
@@ -244,6 +254,11 @@ class ModalEncoderModule(nn.Module):
             output = run(self.module, inputs)
         if isinstance(output, (torch.Tensor, list)):
             return BaseModelOutput(last_hidden_state=output)  # type: ignore[arg-type]  # a list is fine here
+        if not isinstance(output, (ModelOutput, tuple)):
+            raise TypeError(
+                f"{self.key}: {_called(self.module)} returned {_kind(output)}; an encoder returns features, a list "
+                "or a tuple that begins with them, or a ModelOutput."
+            )
         return output
 
     def _is_frozen(self, inputs: dict[str, Any]) -> bool:
@@ -413,7 +428,11 @@ def _cast(value: Any, module: nn.Module) -> Any:
 
 
 def _what(part: str) -> str:
-    return "inputs" if part == "preprocess" else "output"
+    return "inputs, a dictionary" if part == "preprocess" else "output, a ModelOutput or a tuple"
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _with_features(output: ModelOutput | tuple[Any, ...], features: Any) -> ModelOutput | tuple[Any, ...]:

@@ -52,7 +52,7 @@ def cornstarch_register_callbacks() -> list[CallbackSpec]:
 
 @hookspec
 def cornstarch_register_checkpoints() -> list[CheckpointSpec]:
-    """Add checkpoint families that ``MultimodalModel.from_pretrained`` can read."""
+    """Add checkpoint families that ``from_pretrained`` can read and ``export_pretrained`` can write."""
 
 
 @hookspec

@@ -11,8 +11,18 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from . import checkpoint, merge
-from ._hf import CompositeModel, accepted_names, embed, embedding_shape, out_of_table, unwrap
+from . import checkpoint, description, merge
+from ._hf import (
+    CompositeModel,
+    accepted_names,
+    check_generates_from_embeds,
+    check_language_model,
+    embed,
+    embedding_shape,
+    mask_of,
+    out_of_table,
+    unwrap,
+)
 from .config import MultimodalConfig
 from .encoder import POSITIONS, ModalEncoderModule
 from .errors import CompositionError, InputError, PlaceholderMismatchError
@@ -69,16 +79,20 @@ class MultimodalModel(CompositeModel):
         if config is None:
             config = MultimodalConfig(init_projector_type=init_projector_type, init_activation=init_activation)
         config = copy.deepcopy(config)
+        for name, given in (("encoders", encoders), ("projectors", projectors), ("callbacks", callbacks)):
+            if given is not None and not isinstance(given, Mapping):
+                raise TypeError(f"{name}= must be a dictionary by modality key, not {type(given).__name__}.")
         if language_model is None:
-            language_model = checkpoint.build_language_model(config)
-        parts = checkpoint.build_encoders(config, encoders or {}, projectors or {}, callbacks or {})
+            language_model = description.build_language_model(config)
+        check_language_model(language_model)
+        parts = description.build_encoders(config, encoders or {}, projectors or {}, callbacks or {})
         super().__init__(config)
         self.check_finite = False
         self.language_model = language_model
         _, width = embedding_shape(language_model)
         for key, encoder in parts.items():
             self._add_encoder(key, encoder, width)
-        checkpoint.describe(self)
+        description.describe(self)
         self.post_init()
         registry().model_composed(self)
 
@@ -89,6 +103,8 @@ class MultimodalModel(CompositeModel):
             raise CompositionError(f"modality key {key!r} must be a Python identifier, such as 'vision'.")
         if hasattr(self, f"{key}_encoder"):
             raise CompositionError(f"modality key {key!r} can't be used: a model already has '{key}_encoder'.")
+        if f"{key}_config" in _RESERVED_CONFIGS:
+            raise CompositionError(f"modality key {key!r} can't be used: '{key}_config' means something else.")
         if any(encoder is other for other in self.children()):
             raise CompositionError(f"{key}: this ModalEncoderModule is another modality's already; make a second one.")
         encoder.complete(key, width, self.config.init_projector_type, self.config.init_activation)
@@ -134,7 +150,7 @@ class MultimodalModel(CompositeModel):
             TypeError: nothing takes an argument, or two encoders do.
             PlaceholderMismatchError: placeholders and features differ in number.
         """
-        embeds, labels, kwargs = self._prepare(input_ids, inputs_embeds, labels, encoder_inputs, kwargs)
+        embeds, _, labels, kwargs = self._prepare(input_ids, inputs_embeds, labels, encoder_inputs, kwargs)
         arguments = {
             "attention_mask": attention_mask,
             "position_ids": position_ids,
@@ -165,12 +181,18 @@ class MultimodalModel(CompositeModel):
             What the language model's ``generate`` returns; the prompt is part of it, as ever.
 
         Raises:
-            ValueError: the language model can't generate from embeddings, or doesn't know an argument.
+            ValueError: the language model can't generate from embeddings, or doesn't know an argument; or media are
+                given to assisted generation, which transformers (5.23) runs without them.
         """
         input_ids = inputs if input_ids is None else input_ids
-        embeds, _, kwargs = self._prepare(input_ids, inputs_embeds, None, encoder_inputs, kwargs)
+        embeds, has_media, _, kwargs = self._prepare(input_ids, inputs_embeds, None, encoder_inputs, kwargs)
         if input_ids is None:
             return self.language_model.generate(inputs_embeds=embeds, **kwargs)
+        if not has_media and inputs_embeds is None:
+            return self.language_model.generate(input_ids=input_ids, **kwargs)
+        check_generates_from_embeds(self.generation_config, kwargs)
+        if kwargs.get("attention_mask") is None:
+            kwargs["attention_mask"] = mask_of(input_ids, self.generation_config, kwargs)
         safe_ids = self._in_table(input_ids)
         result = self.language_model.generate(input_ids=safe_ids, inputs_embeds=embeds, **kwargs)
         if safe_ids is not input_ids:  # the prompt comes back as it was given
@@ -186,13 +208,16 @@ class MultimodalModel(CompositeModel):
         labels: torch.Tensor | None,
         encoder_inputs: Mapping[str, Mapping[str, Any]] | None,
         kwargs: dict[str, Any],
-    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Any]]:
-        """The one path that forward and generate share: ``(embeddings, labels, arguments for the language model)``."""
+    ) -> tuple[torch.Tensor, bool, torch.Tensor | None, dict[str, Any]]:
+        """The one path that forward and generate share.
+
+        Returns ``(embeddings, whether there are media among them, labels, arguments for the language model)``.
+        """
         media, kwargs = route(self.encoders, encoder_inputs, kwargs)
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         if tokens is None:
             raise InputError("input_ids or inputs_embeds is missing; MultimodalProcessor makes input_ids from text.")
-        batch = (tokens.shape[0], tokens.shape[1])
+        batch = _batch_of(tokens, 2 if inputs_embeds is None else 3)
         _check_labels(labels, batch)
         placed = [self._encode(key, media.get(key, {}), input_ids, batch) for key in self.encoders]
         found = [one for one in placed if one is not None]
@@ -203,7 +228,7 @@ class MultimodalModel(CompositeModel):
             features_ND = torch.cat([features for _, features in found])  # noqa: N806
             inputs_embeds = merge.place(inputs_embeds, positions_P, features_ND)
             labels = merge.mask_labels(labels, positions_P) if labels is not None else None
-        return inputs_embeds, labels, kwargs
+        return inputs_embeds, bool(found), labels, kwargs
 
     def _in_table(self, input_ids: torch.Tensor) -> torch.Tensor:
         return out_of_table(self.language_model, input_ids, list(self.config.modality_token_ids.values()))
@@ -234,7 +259,7 @@ class MultimodalModel(CompositeModel):
 
     def _positions(self, key: str, inputs: Mapping[str, Any], input_ids: torch.Tensor | None) -> torch.Tensor | None:
         if POSITIONS in inputs:
-            return inputs[POSITIONS]
+            return _checked_positions(key, inputs[POSITIONS])
         token_id = self.config.modality_token_ids.get(key)
         if token_id is None or input_ids is None:
             return None
@@ -299,9 +324,13 @@ class MultimodalModel(CompositeModel):
         """Tell the placeholder token's id of each modality; kept in the config. It may lie outside the vocabulary.
 
         Raises:
-            ValueError: a key is unknown.
+            ValueError: a key is unknown, or two modalities would share an id.
         """
         self._check_keys(token_ids)
+        together = {**self.config.modality_token_ids, **token_ids}
+        shared = sorted(key for key, token_id in together.items() if list(together.values()).count(token_id) > 1)
+        if shared:
+            raise ValueError(f"{', '.join(shared)} would share a placeholder's token id; give each one of its own.")
         for key, token_id in token_ids.items():
             self.config.encoders[key]["token_id"] = int(token_id)
 
@@ -411,6 +440,32 @@ class MultimodalModel(CompositeModel):
             CheckpointError: a part can't be saved so that it comes back equal; says the way out.
         """
         checkpoint.save(self, super().save_pretrained, save_directory, is_main_process, kwargs)
+
+
+_RESERVED_CONFIGS = {
+    *("distributed_config", "fusion_config", "generation_config", "kernel_config", "per_layer_config"),
+    *("peft_config", "quantization_config", "text_config"),
+}
+"""What transformers (5.23) reads from a config, or the language model's own."""
+
+
+def _batch_of(tokens: torch.Tensor, dimensions: int) -> tuple[int, int]:
+    if tokens.dim() != dimensions:
+        expected = "(batch, tokens)" if dimensions == 2 else "(batch, tokens, width)"
+        raise InputError(f"expected a tensor of shape {expected}, got {tuple(tokens.shape)}; add the batch dimension.")
+    return tokens.shape[0], tokens.shape[1]
+
+
+def _checked_positions(key: str, positions: Any) -> torch.Tensor:
+    integers = (torch.int64, torch.int32)
+    if not isinstance(positions, torch.Tensor) or positions.dim() != 1 or positions.dtype not in integers:
+        shape = (
+            f"{tuple(positions.shape)} {positions.dtype}" if isinstance(positions, torch.Tensor) else type(positions)
+        )
+        raise InputError(
+            f"{key}: positions must be a tensor (P,) of int64, indices into the flat (batch * tokens); got {shape}."
+        )
+    return positions.long()
 
 
 def _has_media(encoder: ModalEncoderModule, inputs: Mapping[str, Any]) -> bool:

@@ -30,7 +30,7 @@ def route(
         InputError: inputs for a modality that is not there.
         TypeError: two encoders declare a flat name, or an input is given twice.
     """
-    media = {key: _given(inputs) for key, inputs in (encoder_inputs or {}).items()}
+    media = {key: _given(inputs) for key, inputs in _by_key(encoder_inputs).items()}
     unknown = sorted(media.keys() - encoders.keys())
     if unknown:
         raise InputError(
@@ -53,6 +53,13 @@ def route(
         else:
             media[keys[0]][name] = value
     return media, rest
+
+
+def _by_key(encoder_inputs: Any) -> Mapping[str, Any]:
+    inputs = {} if encoder_inputs is None else encoder_inputs
+    if not isinstance(inputs, Mapping) or not all(isinstance(value, Mapping) for value in inputs.values()):
+        raise TypeError("encoder_inputs= must be a dictionary of dictionaries: {modality: {input name: value}}.")
+    return inputs
 
 
 def _given(inputs: Mapping[str, Any]) -> dict[str, Any]:

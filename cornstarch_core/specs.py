@@ -15,6 +15,8 @@ before, so that a plugin's own module stays light (no torch). The functions behi
 ``ProcessorSpec.prepare``   ``(item) -> item``, raises :class:`~cornstarch_core.errors.MediaError`
 ``CallbackSpec.build``      ``(context: EncoderContext, **callback_options) -> ModalCallbacks``
 ``CheckpointSpec.load``     ``(folder, **from_pretrained_kwargs) -> MultimodalModel``
+``CheckpointSpec.load_processor``  ``(folder, **from_pretrained_kwargs) -> dict``, arguments of ``MultimodalProcessor``
+``CheckpointSpec.export``   ``(model, processor or None) -> (PreTrainedModel, ProcessorMixin or None)``
 ==========================  ==========================================================================================
 """
 
@@ -124,15 +126,23 @@ class CallbackSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSpec:
-    """One foreign checkpoint family that ``MultimodalModel.from_pretrained`` can read.
+    """One foreign checkpoint family, for ``MultimodalModel.from_pretrained`` and ``export_pretrained``.
 
     Args:
         name: the ``model_type`` in that family's ``config.json``, for example ``"llava"``.
-        load: target that loads such a folder (or hub name) as a composed model.
+        load: target that loads such a folder (or hub name) as a composed model. It must not hold weights twice.
+        load_processor: target that reads the same folder for ``MultimodalProcessor.from_pretrained``: the arguments
+            ``processors``, ``tokenizer``, ``model`` (a ``MultimodalConfig``), ``tokens`` and ``chat_template``.
+        export: target that makes the family's own model out of a composed one, and its processor. The model is written
+            and thrown away: its state dict must be complete and share the weights; it need not run.
+        callback: name of the :class:`CallbackSpec` by which a model is known to be exported as this family.
     """
 
     name: str
     load: str
+    load_processor: str | None = None
+    export: str | None = None
+    callback: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +179,11 @@ class ModalCallbacks:
             that the encoder gives; default: unchanged.
         num_features: ``(encoder_inputs, counts) -> list[int]``: the same for ``postprocess_projector`` and the counts
             that the projector gives; default: unchanged.
+        process: ``(encoder_inputs) -> encoder_inputs``, run by the processor right after the image processor or
+            feature extractor: on the host, once a batch, for all of its items, and before they are counted. The place
+            for what would cost ``preprocess`` a device sync; default: unchanged.
         hidden_size: feature width after ``postprocess_module``; default: the encoder's.
-        input_names: inputs that only the callbacks read, for example ``("image_sizes",)``.
+        input_names: inputs that only the callbacks read, for example ``("image_sizes",)``; the encoder never gets them.
 
     Example:
         >>> from cornstarch_core import ModalCallbacks
@@ -188,5 +201,6 @@ class ModalCallbacks:
     run_module: Callable[..., Any] | None = None
     num_tokens: Callable[..., list[int]] | None = None
     num_features: Callable[..., list[int]] | None = None
+    process: Callable[..., dict[str, Any]] | None = None
     hidden_size: int | None = None
     input_names: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ FLOORS = [
     "_hf",
     "config projector adapters merge counting",
     "encoder",
-    "routing",
+    "routing export description",
     "checkpoint",
     "model",
     "processing.media processing.spans processing.batch processing.subprocessors processing.templates",

@@ -382,3 +382,133 @@ def test_a_module_that_its_config_does_not_describe_is_refused(mllm, tmp_path):
     with pytest.raises(CheckpointError, match=r"language_model: its config does not describe its weights \(.*layers.1"):
         mllm.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+# --- what must come back, or be asked for -----------------------------------------------------------------------------
+
+
+def skip_layers(module, inputs):
+    """Run the encoder on doubled pixels."""
+    return module(pixel_values=inputs["pixel_values"] * 2)
+
+
+def test_every_function_of_ones_own_is_asked_for_again(tmp_path):
+    """run_module and num_tokens are as little in a folder as the three callbacks; widths and names are."""
+    callbacks = ModalCallbacks(run_module=skip_layers, num_tokens=lambda inputs, counts: [5], input_names=("extra",))
+    encoder = ModalEncoderModule(tiny.clip(), callbacks=callbacks)
+    model = MultimodalModel(encoders={"vision": encoder}, language_model=tiny.llama())
+    model.set_modality_token_ids({"vision": tiny.IMAGE_TOKEN})
+    model.save_pretrained(tmp_path)
+    for given in (None, ModalCallbacks(), ModalCallbacks(run_module=skip_layers)):
+        with pytest.raises(CheckpointError, match=r"vision: its .*num_tokens callback .*num_tokens=\.\.\."):
+            MultimodalModel.from_pretrained(tmp_path, callbacks={"vision": given} if given else None)
+    again = ModalCallbacks(run_module=skip_layers, num_tokens=callbacks.num_tokens)
+    loaded = MultimodalModel.from_pretrained(tmp_path, callbacks={"vision": again})
+    assert torch.equal(logits(loaded), logits(model))
+    assert loaded.vision_encoder.modal_callbacks.input_names == ("extra",)
+
+
+def test_callbacks_given_on_loading_override_parts_of_registered_ones(tmp_path):
+    """They are used, not dropped."""
+    model = MultimodalModel(
+        encoders={"vision": ModalEncoderModule(tiny.clip(), callbacks="llava")}, language_model=tiny.llama()
+    )
+    model.save_pretrained(tmp_path)
+    seen = []
+    mine = ModalCallbacks(postprocess_projector=lambda inputs, output: seen.append(1) or output)
+    loaded = MultimodalModel.from_pretrained(tmp_path, callbacks={"vision": mine})
+    loaded.vision_encoder(pixel_values=tiny.pixels(1))
+    assert seen == [1]
+
+
+def test_a_whole_encoder_leaves_nothing_to_give_beside_it(mllm, tmp_path):
+    """projectors= and callbacks= for the same key would be dropped."""
+    mllm.save_pretrained(tmp_path)
+    whole = ModalEncoderModule(tiny.clip())
+    with pytest.raises(TypeError, match="vision: a ModalEncoderModule is given"):
+        MultimodalModel.from_pretrained(tmp_path, encoders={"vision": whole}, projectors={"vision": nn.Identity()})
+
+
+def test_variants_lie_side_by_side_and_replace_only_themselves(mllm, tmp_path):
+    """Saving one leaves the other; saving it again in shards leaves no old file of it."""
+    mllm.save_pretrained(tmp_path)
+    plain = tiny.copies(mllm)
+    with torch.no_grad():
+        mllm.vision_encoder.projector.projection.bias += 1
+    mllm.save_pretrained(tmp_path, variant="fp16")
+    with torch.no_grad():
+        mllm.vision_encoder.projector.projection.bias += 1
+    mllm.save_pretrained(tmp_path, variant="fp16", max_shard_size="50KB")
+    assert tiny.same(MultimodalModel.from_pretrained(tmp_path), plain)
+    assert tiny.same(MultimodalModel.from_pretrained(tmp_path, variant="fp16"), tiny.copies(mllm))
+
+
+def test_the_older_name_of_dtype_works_and_a_given_config_stays(mllm, tmp_path):
+    """torch_dtype= is dtype=; config= is not edited."""
+    mllm.save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    loaded = MultimodalModel.from_pretrained(tmp_path, torch_dtype="bfloat16", config=config)
+    assert loaded.dtype == torch.bfloat16
+    assert config.language_model["dtype"] == "float32"
+
+
+def test_a_tied_language_model_may_be_wrapped_and_merged_after_composing(tmp_path):
+    """Ties are looked for anew when the model is saved."""
+    from peft import LoraConfig, get_peft_model
+
+    model = MultimodalModel(
+        encoders={"vision": ModalEncoderModule(tiny.clip())}, language_model=tiny.llama(tie_word_embeddings=True)
+    )
+    model.set_modality_token_ids({"vision": tiny.IMAGE_TOKEN})
+    config = LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model.language_model = get_peft_model(model.language_model, config)
+    model.save_pretrained(tmp_path / "wrapped")
+    assert torch.equal(logits(MultimodalModel.from_pretrained(tmp_path / "wrapped")), logits(model))
+    model.language_model = model.language_model.merge_and_unload()
+    model.save_pretrained(tmp_path / "merged")
+    assert torch.equal(logits(MultimodalModel.from_pretrained(tmp_path / "merged")), logits(model))
+
+
+def test_weights_of_another_shape_than_the_config_says(mllm, tmp_path):
+    """Refused when saving, and, in a folder where they got in, when loading."""
+    mllm.save_pretrained(tmp_path / "good")
+    mllm.language_model.set_input_embeddings(nn.Embedding(120, 64))
+    with pytest.raises(CheckpointError, match="language_model: its config does not describe its weights"):
+        mllm.save_pretrained(tmp_path / "bad")
+    config = json.loads((tmp_path / "good" / "config.json").read_text())
+    edit(tmp_path / "good", text_config={**config["text_config"], "vocab_size": 120})
+    with pytest.raises(CheckpointError, match="tensors of another shape"):
+        MultimodalModel.from_pretrained(tmp_path / "good")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("encoders", [], "encoders is a list"),
+        ("encoders.vision", "x", "encoders.vision is a str, not a dictionary"),
+        ("encoders.vision.hidden_size", "32", "encoders.vision.hidden_size is a str"),
+        ("encoders.vision.input_names", None, "encoders.vision.input_names is a NoneType"),
+        ("encoders.vision.projector", None, "encoders.vision.projector is a NoneType"),
+        ("encoders.vision.projector.custom", "no", "encoders.vision.projector.custom is a str"),
+        ("encoders.vision.dtype", "floaty", "encoders.vision.dtype is 'floaty'"),
+        ("encoders.vision.token_id", "x", "encoders.vision.token_id is a str"),
+        ("encoders.vision.callbacks", {"name": 3, "options": {}}, "encoders.vision.callbacks.name is a int"),
+        ("encoders.vision.encoder", 3, "encoders.vision.encoder is a int"),
+        ("language_model", "x", "language_model is a str"),
+        ("language_model.class", 1, "language_model.class is a int"),
+        ("text_config", [1], "text_config is a list"),
+        ("text_config.hidden_size", "wide", "config.json can't be read"),
+    ],
+)
+def test_a_damaged_config_is_named(mllm, tmp_path, path, value, message):
+    """No crash deep inside: the error says which entry is wrong."""
+    mllm.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    *parents, last = path.split(".")
+    record = config
+    for parent in parents:
+        record = record[parent]
+    record[last] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        MultimodalModel.from_pretrained(tmp_path)

@@ -256,6 +256,21 @@ def test_what_preprocess_adds_reaches_the_module():
     assert seen == [4]
 
 
+def test_what_only_callbacks_read_never_reaches_the_module():
+    """Also if preprocess adds it: the encoder would refuse it."""
+    seen = {}
+
+    def after(inputs, output):
+        seen.update(inputs)
+        return output
+
+    callbacks = ModalCallbacks(
+        preprocess=lambda inputs: {**inputs, "note": 1}, postprocess_projector=after, input_names=("note",)
+    )
+    completed(tiny.clip(), callbacks=callbacks)(pixel_values=tiny.pixels(1))
+    assert seen["note"] == 1
+
+
 def test_a_peft_wrapped_encoder_is_seen_through():
     """Its width and inputs are those of the model inside (the wrapper's signature tells nothing)."""
     wrapped = get_peft_model(tiny.clip(), LoraConfig(target_modules=["q_proj"]))
@@ -293,3 +308,34 @@ def test_a_bfloat16_encoder_takes_float32_pixels_and_feeds_a_float32_projector(f
     assert output[0].dtype == torch.float32
     output[0].sum().backward()
     assert encoder.projector.projection.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("callbacks", [max, {"preprocess": max}, nn.Identity()], ids=["function", "dict", "module"])
+def test_callbacks_of_another_kind_are_refused(callbacks):
+    """They would never run; the error says where a single function goes."""
+    with pytest.raises(
+        TypeError, match="callbacks= must be a ModalCallbacks or the name .*postprocess_module_callback="
+    ):
+        ModalEncoderModule(tiny.clip(), callbacks=callbacks)
+
+
+@pytest.mark.parametrize(
+    "result", [torch.zeros(1, 17, 32), {"last_hidden_state": 1}, [1]], ids=["tensor", "dict", "list"]
+)
+def test_a_callback_returns_an_output_not_a_tensor(result):
+    """output[0] of a tensor would be its first item."""
+    encoder = completed(tiny.clip(), postprocess_module_callback=lambda inputs, output: result)
+    with pytest.raises(TypeError, match="vision: postprocess_module_callback returned a .*a ModelOutput or a tuple"):
+        encoder(pixel_values=tiny.pixels(1))
+
+
+def test_an_encoder_that_returns_a_dictionary_is_named():
+    """A plain dict has no first entry."""
+
+    class Dictionary(nn.Module):
+        def forward(self, signal):
+            return {"features": signal}
+
+    encoder = completed(Dictionary(), hidden_size=5, input_names=["signal"])
+    with pytest.raises(TypeError, match="vision: Dictionary returned a dict"):
+        encoder(signal=torch.zeros(1, 2, 5))

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from cornstarch_core.folders import replaced_folder
+from cornstarch_core.folders import is_weight_file, replaced_folder
 
 
 def contents(folder) -> dict[str, str]:
@@ -63,3 +63,95 @@ def test_an_error_leaves_the_old_folder(tmp_path):
         crash()
     assert contents(tmp_path) == {"a/f": "old"}
     assert os.listdir(tmp_path) == ["a"]
+
+
+def replace(folder) -> None:
+    """Write a new ``config`` and ``weights-2`` in place of what starts with ``weights``."""
+    with replaced_folder(folder, stale=lambda name: name.startswith("weights")) as staging:
+        (staging / "config").write_text("new")
+        (staging / "weights-2").write_text("new")
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A folder with a config, weights and a note."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    for name in ("config", "weights-1", "note"):
+        (folder / name).write_text("old")
+    return folder
+
+
+NEW = {"config": "new", "weights-2": "new", "note": "old"}
+
+
+def test_the_working_directory_stays_the_working_directory(old, monkeypatch):
+    """Saving to '.', or above where one stands, must not pull the floor away: files are replaced one by one."""
+    inside = old / "inside"
+    inside.mkdir()
+    for here, folder in ((old, "."), (inside, "..")):
+        monkeypatch.chdir(here)
+        replace(folder)
+        assert os.path.samefile(os.getcwd(), here)
+        assert contents(old) == NEW
+
+
+def test_a_link_is_followed(old, tmp_path):
+    """The link stays a link; its target is replaced."""
+    link = tmp_path / "link"
+    link.symlink_to(old)
+    replace(link)
+    assert link.is_symlink()
+    assert contents(old) == NEW
+    assert sorted(os.listdir(tmp_path)) == ["link", "old"]
+
+
+def test_where_folders_can_not_be_exchanged_files_are_replaced(old, monkeypatch):
+    """A mount point, say: nothing is lost, and nothing is left behind."""
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(old))
+    replace(old)
+    assert contents(old) == NEW
+    monkeypatch.undo()
+
+
+def test_a_failing_exchange_falls_back_to_files(old, monkeypatch):
+    """An overlay refuses to rename a folder; what was carried over is taken back first."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **kwargs: object())
+    rename = os.replace
+
+    def refuse(source, target):
+        if os.path.isdir(source):
+            raise OSError("Invalid cross-device link")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    replace(old)
+    assert contents(old) == NEW
+
+
+def test_permissions_of_the_folder_stay(old):
+    """A private folder stays private."""
+    old.chmod(0o700)
+    replace(old)
+    assert old.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "expected"),
+    [
+        ("model.safetensors", None, True),
+        ("model-00001-of-00002.safetensors", None, True),
+        ("model.safetensors.index.json", None, True),
+        ("model.fp16.safetensors", None, False),
+        ("model.fp16.safetensors", "fp16", True),
+        ("model.fp16-00001-of-00002.safetensors", "fp16", True),
+        ("model-00001-of-00002.fp16.safetensors", "fp16", True),
+        ("model.safetensors.index.fp16.json", "fp16", True),
+        ("model.safetensors", "fp16", False),
+        ("my-model.safetensors", None, False),
+        ("config.json", None, False),
+    ],
+)
+def test_weight_files_of_a_variant(name, variant, expected):
+    """Only files of the variant that is saved are replaced by it."""
+    assert is_weight_file(name, variant) == expected

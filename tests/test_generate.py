@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from cornstarch_core import ModalEncoderModule, MultimodalModel
+from cornstarch_core._hf import out_of_table
 
 LENGTH = {"max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
 
@@ -127,3 +128,41 @@ def test_a_language_model_that_refuses_embeddings_says_so():
     model.set_modality_token_ids({"vision": tiny.IMAGE_TOKEN})
     with pytest.raises(ValueError, match=r"inputs_embeds.*FalconH1ForCausalLM"):
         model.generate(**inputs(1), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("how", [{"assistant_model": tiny.llama(seed=3)}, {"prompt_lookup_num_tokens": 3}])
+def test_assisted_generation_with_media_is_refused(mllm, how):
+    """transformers (5.23) runs it from token ids alone, which would leave the image out; text alone is fine."""
+    with pytest.raises(ValueError, match="is not possible with media"):
+        mllm.generate(**inputs(1), do_sample=False, **LENGTH, **how)
+    ids = tiny.prompt(0)["input_ids"]
+    expected = mllm.generate(input_ids=ids, do_sample=False, **LENGTH)
+    assert torch.equal(mllm.generate(input_ids=ids, do_sample=False, **LENGTH, **how), expected)
+
+
+@pytest.mark.parametrize("given", [{"pad_token_id": 0}, {"generation_config": GenerationConfig(pad_token_id=0)}, {}])
+@pytest.mark.parametrize(("vocabulary", "token_id"), [(101, 100), (100, 100), (100, -200)])
+def test_without_a_mask_it_is_that_of_the_ids(given, vocabulary, token_id):
+    """As in transformers; a placeholder outside the table (also LLaVA's -200) is never taken for padding."""
+    model = MultimodalModel(
+        encoders={"vision": ModalEncoderModule(tiny.clip())},
+        language_model=tiny.llama(vocab_size=vocabulary, pad_token_id=None if given else 0, bos_token_id=None),
+    ).eval()
+    model.set_modality_token_ids({"vision": token_id})
+    batch = tiny.prompt(1, 2, token_id=token_id)
+    mask = batch.pop("attention_mask")
+    batch.pop("labels")
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pixel_values": tiny.pixels(3)}
+    expected = model.generate(**batch, attention_mask=mask, pad_token_id=0, **settings)
+    if "generation_config" in given:
+        settings["max_length"] = None
+    assert torch.equal(model.generate(**batch, **given, **settings), expected)
+
+
+def test_what_stands_in_for_a_placeholder_never_ends_or_pads():
+    """Penalties look at ids: the stand-in is BOS, or another id that means nothing."""
+    for ids in ({"eos_token_id": 0, "pad_token_id": None}, {"eos_token_id": [0, 1], "pad_token_id": 2}):
+        model = tiny.llama(bos_token_id=None, **ids)
+        replaced = out_of_table(model, torch.tensor([[5, 100]]), [100])
+        assert replaced[0, 1].item() == {1: 1, 2: 3}[1 if ids["eos_token_id"] == 0 else 2]
+    assert out_of_table(tiny.llama(bos_token_id=7), torch.tensor([[100]]), [100]).item() == 7

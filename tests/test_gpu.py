@@ -41,7 +41,7 @@ def test_preparing_a_batch_makes_the_host_wait_for_nothing(callbacks):
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        embeds, _, _ = model._prepare(*arguments)
+        embeds, *_ = model._prepare(*arguments)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert embeds.is_cuda

@@ -267,3 +267,51 @@ def test_lazy_projectors_follow_the_models_arguments():
     assert model.a_encoder.projector.config.projection_type == "mlp"
     assert isinstance(model.a_encoder.projector.projection.act, torch.nn.ReLU)
     assert model.b_encoder.projector.projection is given
+
+
+@pytest.mark.parametrize("key", ["text", "quantization"])
+def test_a_key_must_not_hide_a_config(key):
+    """'text_config' is the language model's, 'quantization_config' transformers'."""
+    with pytest.raises(CompositionError, match=f"'{key}_config' means something else"):
+        compose(**{key: tiny.clip()})
+
+
+def test_language_models_of_the_wrong_kind_are_refused():
+    """An encoder-decoder, a model without a head, and a plain module: each is named."""
+    from transformers import LlamaModel, T5Config, T5ForConditionalGeneration
+
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    headless = LlamaModel(tiny.llama().config)
+    for model, message in (
+        (t5, "T5ForConditionalGeneration is an encoder-decoder"),
+        (headless, "LlamaModel can't generate"),
+        (torch.nn.Linear(1, 1), "Linear is no PreTrainedModel"),
+    ):
+        with pytest.raises(CompositionError, match=f"language_model: {message}"):
+            MultimodalModel(encoders={"vision": ModalEncoderModule(tiny.clip())}, language_model=model)
+
+
+def test_two_modalities_never_share_a_placeholder():
+    """One of them would be overwritten by the other."""
+    model = compose(left=tiny.clip(), right=tiny.clip())
+    with pytest.raises(ValueError, match="left, right would share a placeholder's token id"):
+        model.set_modality_token_ids({"left": 100, "right": 100})
+
+
+@pytest.mark.parametrize(
+    "positions", [torch.zeros(2, 2).long(), torch.zeros(3), torch.zeros(3).bool(), [1, 2]], ids=str
+)
+def test_positions_of_another_kind_are_refused(mllm, positions):
+    """Shape and dtype are checked without looking at values."""
+    with pytest.raises(InputError, match=r"vision: positions must be a tensor \(P,\) of int64"):
+        mllm(**tiny.prompt(1), encoder_inputs={"vision": {"pixel_values": tiny.pixels(1), "positions": positions}})
+
+
+def test_arguments_of_the_wrong_shape_or_kind(mllm):
+    """Lists in place of dictionaries, and ids without a batch dimension, are named."""
+    with pytest.raises(TypeError, match="encoder_inputs= must be a dictionary of dictionaries"):
+        mllm(**tiny.prompt(0), encoder_inputs={"vision": tiny.pixels(1)})
+    with pytest.raises(InputError, match=r"expected a tensor of shape \(batch, tokens\), got \(6,\)"):
+        mllm(input_ids=tiny.prompt(0)["input_ids"][0])
+    with pytest.raises(TypeError, match="encoders= must be a dictionary by modality key, not list"):
+        MultimodalModel(encoders=[ModalEncoderModule(tiny.clip())], language_model=tiny.llama())

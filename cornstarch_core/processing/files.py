@@ -7,9 +7,10 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from ..checkpoint import find_foreign, read_config
 from ..config import MultimodalConfig
 from ..errors import CheckpointError
-from ..plugins import registry
+from ..plugins import registry, resolve
 from .modality import check_recipe
 from .subprocessors import SavedProcessor
 
@@ -49,6 +50,8 @@ def read(name: Any, get_dict: Callable[..., Any], model: Any, kwargs: dict[str, 
     Raises:
         CheckpointError: this is no such processor, it is damaged, or it takes the model to count.
         MissingPluginError: a plugin that made it is missing.
+
+    The processor of a checkpoint family that a plugin can read is read by that plugin.
     """
     try:
         saved, rest = get_dict(name, **kwargs)
@@ -56,10 +59,8 @@ def read(name: Any, get_dict: Callable[..., Any], model: Any, kwargs: dict[str, 
         raise CheckpointError(f"{name} holds no multimodal processor that can be read: {error}") from error
     modalities = saved.get("modalities")
     if not isinstance(modalities, dict):
-        raise CheckpointError(
-            f"{name} holds no multimodal processor: its processor_config.json is missing or of another kind. Save one "
-            "with MultimodalProcessor.save_pretrained."
-        )
+        parts = _read_foreign(name, kwargs)
+        return {**parts, "model": model if model is not None else parts["model"]}
     registry().check_record(saved.get("plugins"))
     try:
         parts = {**_parts(modalities), "chat_template": saved.get("chat_template")}
@@ -71,6 +72,20 @@ def read(name: Any, get_dict: Callable[..., Any], model: Any, kwargs: dict[str, 
     if model is None:
         _check_countable(name, parts["model"])
     return {**parts, "model": model if model is not None else parts["model"]}
+
+
+def _read_foreign(name: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        model_type = read_config(name, kwargs).get("model_type")
+    except CheckpointError:  # a processor may lie in a folder of its own
+        model_type = None
+    family = find_foreign(model_type)
+    if family is None or family.spec.load_processor is None:
+        raise CheckpointError(
+            f"{name} holds no multimodal processor: its processor_config.json is missing or of another kind. Save one "
+            f"with MultimodalProcessor.save_pretrained. {registry().explain_unavailable()}".rstrip()
+        )
+    return resolve(family.spec.load_processor, family.plugin)(name, **kwargs)
 
 
 def _check_countable(name: Any, config: MultimodalConfig) -> None:

@@ -120,12 +120,12 @@ class Modality:
 
     @property
     def spec(self) -> ProcessorSpec | None:
-        """Names and the check of its media: of its own plugin, or of the only one for this modality."""
+        """Names of its media: of its own plugin, or those that all plugins for this modality agree on."""
         if self.provided is not None:
             return self.provided.spec
         offered = [registry().lookup("processors", name).spec for name in registry().names("processors")]
         found = [spec for spec in offered if spec.modality == self.key and not self.is_ready_made]
-        return found[0] if len(found) == 1 else None
+        return found[0] if len({(spec.media_names, spec.content_types) for spec in found}) == 1 else None
 
     @property
     def media_names(self) -> tuple[str, ...]:
@@ -181,7 +181,7 @@ class Modality:
         if not places:
             return {}, [[] for _ in samples]
         items = [self._prepare(samples[sample][index], sample, index) for sample, index in places]
-        inputs = self._run(items, places, options)
+        inputs = self._processed(self._run(items, places, options))
         counts = iter(self._count(inputs, len(items)))
         return self._taken(inputs), [[next(counts) for _ in one] for one in samples]
 
@@ -212,6 +212,15 @@ class Modality:
             except Exception:
                 return f"sample {sample}, item {index}: {name} can't process it"
         return f"{name} can't process these {len(items)} items together, though it can process each of them"
+
+    def _processed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the callbacks make of it, on the host."""
+        if self.callbacks.process is None:
+            return inputs
+        processed = self.callbacks.process(inputs)
+        if not isinstance(processed, Mapping):
+            raise TypeError(f"{self.key}: process= returned {processed!r}; it must return the (changed) inputs.")
+        return dict(processed)
 
     def _count(self, inputs: dict[str, Any], items: int) -> list[int]:
         counts = [int(count) for count in self.counter(dict(inputs))]
@@ -263,7 +272,7 @@ def from_model(model: MultimodalModel) -> dict[str, Callable[[Any], Modality]]:
 def _of_encoder(key: str, encoder: Any, record: dict[str, Any], width: int) -> Callable[[Any], Modality]:
     config = copy.deepcopy(getattr(unwrap(encoder.module), "config", None))
     callbacks = _counting_part(encoder.modal_callbacks) if encoder.callback_provided is None else None
-    counts = callbacks is not None and (callbacks.num_tokens is not None or callbacks.num_features is not None)
+    counts = callbacks is not None and any((callbacks.num_tokens, callbacks.num_features, callbacks.process))
     recipe = _recipe(record, width)
     needs_config = encoder.provided is not None and not isinstance(_restored(recipe), type(config))
     recipe["needs_model"] = counts or needs_config
@@ -322,7 +331,10 @@ def _text_width(config: MultimodalConfig, record: Mapping[str, Any]) -> int:
 
 def _counting_part(callbacks: ModalCallbacks) -> ModalCallbacks:
     return ModalCallbacks(
-        num_tokens=callbacks.num_tokens, num_features=callbacks.num_features, input_names=callbacks.input_names
+        num_tokens=callbacks.num_tokens,
+        num_features=callbacks.num_features,
+        process=callbacks.process,
+        input_names=callbacks.input_names,
     )
 
 

@@ -33,7 +33,17 @@ SPEC_TYPES: dict[str, type[Spec]] = {
 }
 """What each registering hook, ``cornstarch_register_<kind>``, returns a list of."""
 
-TARGETS = ("build", "dummy_inputs", "hidden_size", "load", "num_tokens", "prefix_tokens", "prepare")
+TARGETS = (
+    "build",
+    "dummy_inputs",
+    "export",
+    "hidden_size",
+    "load",
+    "load_processor",
+    "num_tokens",
+    "prefix_tokens",
+    "prepare",
+)
 """The fields of the specs that hold a target."""
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")

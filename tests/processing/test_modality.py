@@ -11,8 +11,9 @@ import torch
 import words
 from PIL import Image
 
-from cornstarch_core import ModalCallbacks, ModalEncoderModule, MultimodalModel
+from cornstarch_core import ModalCallbacks, ModalEncoderModule, MultimodalModel, MultimodalProcessor
 from cornstarch_core.errors import (
+    CheckpointError,
     CompositionError,
     InputError,
     MediaError,
@@ -245,6 +246,49 @@ def test_callbacks_of_ones_own_are_counted_by_their_functions():
     batch = processor(text="<vision>", vision=words.image())
     assert batch["input_ids"].shape == (1, 8)
     assert model(**batch).logits.shape[1] == 8
+
+
+def test_callbacks_work_on_the_batch_before_it_is_counted():
+    """Once for all items, right after the image processor; what they add is counted by, and passed on."""
+    calls = []
+
+    def process(inputs):
+        calls.append(sorted(inputs))
+        return {**inputs, "kept": [3] * len(inputs["pixel_values"])}
+
+    def keep(inputs, output):
+        output.last_hidden_state = output.last_hidden_state[:, : inputs["kept"][0]]
+        return output
+
+    callbacks = ModalCallbacks(
+        process=process,
+        postprocess_module=keep,
+        num_tokens=lambda inputs, counts: inputs["kept"],
+        input_names=("kept",),
+    )
+    model = words.model(callbacks)
+    processor = words.processor(model=model)
+    batch = processor(text=["<vision>", "<vision><vision>"], vision=[words.image(seed) for seed in range(3)])
+    assert calls == [["pixel_values"]]
+    assert batch["encoder_inputs"]["vision"]["kept"] == [3, 3, 3]
+    assert model(**batch).logits.shape[1] == 6
+    processor(text="no media")
+    assert len(calls) == 1
+
+
+def test_what_callbacks_do_to_a_batch_is_not_saved(tmp_path):
+    """A function of one's own, as those that count: the processor needs the model to come back."""
+    processor = words.processor(model=words.model(ModalCallbacks(process=dict)))
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="pass the model"):
+        MultimodalProcessor.from_pretrained(tmp_path)
+
+
+def test_a_process_callback_that_returns_nothing_is_named():
+    """The message says which, and what it has to return."""
+    processor = words.processor(model=words.model(ModalCallbacks(process=lambda inputs: None)))
+    with pytest.raises(TypeError, match="vision: process= returned None; it must return"):
+        processor(text="<vision>", vision=words.image())
 
 
 def test_no_weights_are_held():

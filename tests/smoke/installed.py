@@ -26,6 +26,11 @@ def ask(*arguments: str) -> str:
     return output
 
 
+def plugins() -> list[str]:
+    """The ids of the installed plugins."""
+    return [info["id"] for info in json.loads(ask("list", "--json"))]
+
+
 def compose():
     """A tiny CLIP and a tiny Llama."""
     import torch
@@ -46,7 +51,7 @@ def with_plugin(folder: str) -> None:
     """Compose, run, save, load; and the command line knows the plugin."""
     import torch
 
-    assert [info["id"] for info in json.loads(ask("list", "--json"))] == ["cornstarch-vision"]
+    assert "cornstarch-vision" in plugins()
     assert "llava" in ask("show", "cornstarch-vision")
     assert "cornstarch-vision 0" in ask("doctor")
     mllm = compose()
@@ -65,7 +70,8 @@ def without_plugin(folder: str) -> None:
     """The plugin is gone, the core works, and loading says what to install."""
     from cornstarch_core.errors import MissingPluginError
 
-    assert "cornstarch-vision" not in ask("list").partition("for example")[0]
+    assert "cornstarch-vision" not in plugins()
+    ask("list")
     major, minor = map(int, cornstarch_core.__version__.split(".")[:2])
     assert major == 0
     said = ""

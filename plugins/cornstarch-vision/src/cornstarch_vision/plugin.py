@@ -1,12 +1,13 @@
 """What this plugin registers. Imports no torch, transformers or PIL: targets are imported when something is built."""
 
 from cornstarch_core.hookspecs import hookimpl
-from cornstarch_core.specs import CallbackSpec, EncoderSpec, ProcessorSpec, ProjectorSpec
+from cornstarch_core.specs import CallbackSpec, CheckpointSpec, EncoderSpec, ProcessorSpec, ProjectorSpec
 
 from .families import ENCODERS
 
 __all__ = [
     "cornstarch_register_callbacks",
+    "cornstarch_register_checkpoints",
     "cornstarch_register_encoders",
     "cornstarch_register_processors",
     "cornstarch_register_projectors",
@@ -48,5 +49,19 @@ def cornstarch_register_projectors() -> list[ProjectorSpec]:
             name="pixel_shuffle",
             build="cornstarch_vision.pixel_shuffle:PixelShuffleProjector",
             num_tokens="cornstarch_vision.pixel_shuffle:num_tokens",
+        )
+    ]
+
+
+@hookimpl
+def cornstarch_register_checkpoints() -> list[CheckpointSpec]:
+    """``"llava"``: LLaVA-1.5, in and out."""
+    return [
+        CheckpointSpec(
+            name="llava",
+            load="cornstarch_vision.checkpoints:LLAVA.load",
+            load_processor="cornstarch_vision.checkpoints:LLAVA.load_processor",
+            export="cornstarch_vision.checkpoints:LLAVA.export",
+            callback="llava",
         )
     ]

@@ -1,0 +1,174 @@
+"""Exporting: which family it is, what no family takes, and the folder. What families do is tested in their plugins."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+import words
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from cornstarch_core import ModalEncoderModule, MultimodalModel, MultimodalProcessor, export
+from cornstarch_core.checkpoint import export_pretrained
+from cornstarch_core.errors import CheckpointError
+from cornstarch_core.plugins import Provided, registry
+from cornstarch_core.specs import CheckpointSpec
+
+
+def composed(**changes) -> MultimodalModel:
+    """CLIP, an MLP and Llama, with LLaVA's callback."""
+    encoder = ModalEncoderModule(tiny.clip(), callbacks="llava")
+    model = MultimodalModel(
+        encoders={"vision": encoder}, language_model=tiny.llama(vocab_size=400, **changes), init_projector_type="mlp"
+    )
+    model.set_modality_token_ids({"vision": 399})
+    return model.eval()
+
+
+# --- which family -----------------------------------------------------------------------------------------------------
+
+
+def test_the_callback_in_use_chooses_the_family(tmp_path):
+    """Without one nobody can tell, and the error lists what there is."""
+    model = MultimodalModel(encoders={"vision": ModalEncoderModule(tiny.clip())}, language_model=tiny.llama())
+    with pytest.raises(
+        CheckpointError,
+        match=r"no encoder has a callback by which .*cornstarch-vision/llava for the callback '.*llava'",
+    ):
+        export_pretrained(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_families_for_one_callback_are_told(tmp_path, monkeypatch):
+    """The error names both, and the way out."""
+    spec = CheckpointSpec(name="other", load="a:b", export="a:b", callback="cornstarch-vision/llava")
+    other = Provided("checkpoints", spec, "else", "1.0")
+
+    class Both:
+        """The registry, with one more family."""
+
+        def names(self, kind):
+            """All names."""
+            return [*registry().names(kind), other.qualified_name]
+
+        def lookup(self, kind, name, prefer=None):
+            """By name."""
+            return other if name == other.qualified_name else registry().lookup(kind, name, prefer=prefer)
+
+    monkeypatch.setattr(export, "registry", Both)
+    with pytest.raises(CheckpointError, match="could be any of cornstarch-vision/llava, else/other; .*DISABLE_PLUGINS"):
+        export_pretrained(composed(), tmp_path / "out")
+
+
+# --- what no family takes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["language_model", "encoder", "whole", "injected"])
+def test_adapters_have_to_be_merged_first(where, tmp_path):
+    """Wherever they are; and merged they go out."""
+    from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+
+    model, config = composed(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    if where == "language_model":
+        model.language_model = get_peft_model(model.language_model, config)
+    elif where == "encoder":
+        model.vision_encoder.module = get_peft_model(model.vision_encoder.module, config)
+    elif where == "injected":
+        inject_adapter_in_model(config, model.language_model)
+    given = get_peft_model(model, config) if where == "whole" else model
+    with pytest.raises(CheckpointError, match="has adapters; merge them first"):
+        export_pretrained(given, tmp_path / "out")
+    if where != "language_model":
+        return
+    batch = {**tiny.prompt(1, tokens=16, token_id=399), "pixel_values": tiny.pixels(1)}
+    model.language_model = model.language_model.merge_and_unload()
+    export_pretrained(model, tmp_path / "out")
+    theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert torch.equal(theirs(**batch).logits, model(**batch).logits)
+
+
+def test_parts_of_different_dtypes_are_refused(tmp_path):
+    """Hugging Face would load them in one."""
+    model = composed()
+    model.language_model.to(torch.bfloat16)
+    with pytest.raises(CheckpointError, match=r"in bfloat16.* in float32.*mllm.to\(torch.bfloat16\)"):
+        export_pretrained(model, tmp_path / "out")
+    export_pretrained(model.to(torch.bfloat16), tmp_path / "out")
+    assert LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+
+
+def test_a_processor_of_another_model_is_refused(tmp_path):
+    """Or of another kind."""
+    model, other = composed(), composed()
+    processor = MultimodalProcessor(tokenizer=words.tokenizer(), model=other)
+    with pytest.raises(CheckpointError, match=r"processor's placeholder ids are .*, the model's \{'vision': 399\}"):
+        export_pretrained(model, tmp_path / "out", processor)
+    with pytest.raises(TypeError, match="must be a MultimodalProcessor, not"):
+        export_pretrained(model, tmp_path / "out", words.tokenizer())
+
+
+def test_weights_that_share_memory_are_refused(tmp_path):
+    """In a way that the config doesn't tell."""
+    model = composed()
+    layers = model.language_model.model.layers
+    layers[0].mlp.up_proj.weight = layers[1].mlp.up_proj.weight
+    with pytest.raises(CheckpointError, match="share memory"):
+        export_pretrained(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_values_that_were_not_written_are_noticed(tmp_path, monkeypatch):
+    """Nothing is replaced then."""
+    save = LlavaForConditionalGeneration.save_pretrained
+
+    def lossy(self, *args, **kwargs):
+        state = {name: tensor for name, tensor in self.state_dict().items() if "lm_head" not in name}
+        save(self, *args, state_dict=state, **kwargs)
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "save_pretrained", lossy)
+    with pytest.raises(CheckpointError, match="values were to be written"):
+        export_pretrained(composed(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_takes_the_place_of_what_was_there(tmp_path):
+    """Weights and processor of the old model go, other files stay."""
+    model = composed()
+    processor = MultimodalProcessor(tokenizer=words.tokenizer(), model=model)
+    model.save_pretrained(tmp_path / "out", max_shard_size="100KB")
+    processor.save_pretrained(tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    export_pretrained(model, tmp_path / "out", processor)
+    assert [file.name for file in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    LlavaForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert LlavaProcessor.from_pretrained(tmp_path / "out").image_token == "<vision>"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_crash_leaves_the_old_folder(tmp_path, monkeypatch):
+    """As it was, and nothing beside it."""
+    model = composed()
+    processor = MultimodalProcessor(tokenizer=words.tokenizer(), model=model)
+    export_pretrained(model, tmp_path / "out", processor)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+
+    def crash(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LlavaProcessor, "save_pretrained", crash)
+    with pytest.raises(KeyboardInterrupt):
+        export_pretrained(model.to(torch.bfloat16), tmp_path / "out", processor)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_model_can_be_training(tmp_path):
+    """Dropout or not, it is exported as it is, and stays in its mode."""
+    model = composed(attention_dropout=0.5)
+    model.train()
+    export_pretrained(model, tmp_path / "out")
+    assert model.language_model.training
