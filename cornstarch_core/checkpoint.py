@@ -123,7 +123,7 @@ def load(
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
     if kwargs.get("dtype", "auto") not in (None, "auto"):  # the caller's choice wins over what was saved
         for record in (config.language_model, *config.encoders.values(), *_projectors(config)):
-            record["dtype"] = None
+            record["dtype"] = record["callback_dtype"] = None
     want_info = kwargs.pop("output_loading_info", False)
     try:
         model, info = read(name, *args, config=config, output_loading_info=True, **given, **kwargs)

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from .errors import CompositionError
-from .specs import ModalCallbacks
+import torch
 
-__all__ = ["TokenCounter"]
+from .errors import CompositionError
+from .plugins import Provided, resolve
+from .projector import MultimodalProjectorConfig
+from .specs import EncoderContext, EncoderSpec, ModalCallbacks
+
+__all__ = ["EMBEDS", "TokenCounter", "encoder_context", "token_counter"]
+
+EMBEDS = "embeds"  # the one input of ready-made embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +58,48 @@ class TokenCounter:
         if self.callbacks.num_features is not None:
             counts = self.callbacks.num_features(encoder_inputs, counts)
         return counts
+
+
+def encoder_context(
+    key: str, config: Any, provided: Provided | None, hidden_size: int, text_hidden_size: int
+) -> EncoderContext:
+    """What plugins are told about an encoder, from its config alone."""
+    spec: EncoderSpec | None = provided.spec if provided is not None else None
+    prefix = 0
+    if spec is not None and spec.prefix_tokens is not None:
+        prefix = resolve(spec.prefix_tokens, provided.plugin)(config)  # type: ignore[union-attr]
+    return EncoderContext(
+        key=key,
+        config=config,
+        hidden_size=hidden_size,
+        text_hidden_size=text_hidden_size,
+        prefix_tokens=prefix,
+        layers=spec.layers if spec is not None else None,
+    )
+
+
+def token_counter(
+    key: str,
+    config: Any,
+    provided: Provided | None,
+    callbacks: ModalCallbacks,
+    projector: Provided | None,
+    projector_config: MultimodalProjectorConfig | None,
+    *,
+    ready_made: bool = False,
+) -> TokenCounter:
+    """The counter of an encoder, from what its config says."""
+    count = _count_embeds if ready_made else None
+    if provided is not None:
+        count = partial(resolve(provided.spec.num_tokens, provided.plugin), config)
+    shorten = None
+    if projector is not None and projector.spec.num_tokens is not None:
+        shorten = partial(resolve(projector.spec.num_tokens, projector.plugin), projector_config)
+    return TokenCounter(key=key, encoder=count, callbacks=callbacks, projector=shorten)
+
+
+def _count_embeds(inputs: dict[str, Any]) -> list[int]:
+    embeds = inputs[EMBEDS]
+    if isinstance(embeds, torch.Tensor):
+        return [embeds.shape[1] if embeds.dim() == 3 else 1] * embeds.shape[0]
+    return [len(item) for item in embeds]

@@ -56,6 +56,7 @@ def _describe_encoder(encoder: ModalEncoderModule) -> dict[str, Any]:
         "input_names": list(encoder.input_names),
         "callbacks": callbacks,
         "custom_callbacks": [part for part in _FUNCTIONS if _is_own(encoder, part)],
+        "callback_dtype": _callback_dtype(encoder),
         "custom_settings": {"hidden_size": own.hidden_size, "input_names": list(own.input_names)},
         "projector": {
             "config": encoder.projector.config.to_dict(),
@@ -87,6 +88,12 @@ def _describe_module(module: nn.Module | None) -> dict[str, Any]:
         "dtype": _dtype(module),
         "adapters": adapters.describe(module),
     }
+
+
+def _callback_dtype(encoder: ModalEncoderModule) -> str | None:
+    modules = (getattr(encoder, f"{part}_callback") for part in _STEPS)
+    dtypes = (_dtype(module) for module in modules if isinstance(module, nn.Module))
+    return next((dtype for dtype in dtypes if dtype is not None), None)
 
 
 def _dtype(module: nn.Module) -> str | None:
@@ -156,7 +163,7 @@ def _build_encoder(
         with default_dtype(record.get("dtype")):
             module = _build_module(key, record, getattr(config, f"{key}_config", None))
         module = adapters.attach(module, record.get("adapters"), key)
-    return ModalEncoderModule(
+    encoder = ModalEncoderModule(
         module,
         _build_projector(key, record["projector"], projector),
         **_build_callbacks(key, record, callbacks or ModalCallbacks()),
@@ -164,6 +171,8 @@ def _build_encoder(
         input_names=record["input_names"],
         name=record.get("encoder"),
     )
+    encoder.callback_dtype = record.get("callback_dtype")
+    return encoder
 
 
 def _build_callbacks(key: str, record: Mapping[str, Any], given: ModalCallbacks) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,17 +16,16 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-from ._hf import keep_weights, unwrap
-from .counting import TokenCounter
+from ._hf import default_dtype, keep_weights, unwrap
+from .counting import EMBEDS, TokenCounter, encoder_context, token_counter
 from .errors import CompositionError, InputError
 from .plugins import Provided, registry, resolve
 from .projector import MultimodalProjector, MultimodalProjectorConfig
-from .specs import EncoderContext, EncoderSpec, ModalCallbacks
+from .specs import EncoderContext, ModalCallbacks
 
-__all__ = ["EMBEDS", "POSITIONS", "ModalEncoderModule"]
+__all__ = ["POSITIONS", "ModalEncoderModule"]
 
 POSITIONS = "positions"  # reserved among an encoder's inputs: where its features go, see merge.py
-EMBEDS = "embeds"  # the one input of ready-made embeddings
 _NOT_GIVEN: Any = object()
 _CALLBACKS = ("preprocess", "postprocess_module", "postprocess_projector")
 
@@ -109,6 +107,7 @@ class ModalEncoderModule(nn.Module):
         if self.callback_options and self.callback_name is None:
             raise TypeError("callback_options= goes with callbacks='name'; a ModalCallbacks has its options already.")
         self.callback_provided: Provided | None = None
+        self.callback_dtype: str | None = None  # of parameters that a registered callback will have; default: torch's
         overrides = {
             "preprocess": preprocess_callback,
             "postprocess_module": _either(postprocess_module_callback, postprocess_encoder_callback),
@@ -137,8 +136,10 @@ class ModalEncoderModule(nn.Module):
         context = self.context(text_hidden_size)
         if self.callback_name is not None and self.callback_provided is None:
             self.callback_provided = registry().lookup("callbacks", self.callback_name)
-            spec = self.callback_provided.spec
-            self._attach(resolve(spec.build, self.callback_provided.plugin)(context, **self.callback_options))
+            build = resolve(self.callback_provided.spec.build, self.callback_provided.plugin)
+            with default_dtype(self.callback_dtype):
+                callbacks = build(context, **self.callback_options)
+            self._attach(callbacks)
         if self.projector is None:
             config = MultimodalProjectorConfig(
                 projection_type=projector_type,
@@ -277,54 +278,6 @@ class ModalEncoderModule(nn.Module):
                 f"{self.key}: nothing takes {', '.join(unknown)}; the encoder takes {', '.join(self.input_names)}. "
                 "Declare further ones with ModalEncoderModule(input_names=...)."
             )
-
-
-# --- what is shared with those who have only a config -----------------------------------------------------------------
-
-
-def encoder_context(
-    key: str, config: Any, provided: Provided | None, hidden_size: int, text_hidden_size: int
-) -> EncoderContext:
-    """What plugins are told about an encoder, from its config alone."""
-    spec: EncoderSpec | None = provided.spec if provided is not None else None
-    prefix = 0
-    if spec is not None and spec.prefix_tokens is not None:
-        prefix = resolve(spec.prefix_tokens, provided.plugin)(config)  # type: ignore[union-attr]
-    return EncoderContext(
-        key=key,
-        config=config,
-        hidden_size=hidden_size,
-        text_hidden_size=text_hidden_size,
-        prefix_tokens=prefix,
-        layers=spec.layers if spec is not None else None,
-    )
-
-
-def token_counter(
-    key: str,
-    config: Any,
-    provided: Provided | None,
-    callbacks: ModalCallbacks,
-    projector: Provided | None,
-    projector_config: MultimodalProjectorConfig | None,
-    *,
-    ready_made: bool = False,
-) -> TokenCounter:
-    """The counter of an encoder, from what its config says."""
-    count = _count_embeds if ready_made else None
-    if provided is not None:
-        count = partial(resolve(provided.spec.num_tokens, provided.plugin), config)
-    shorten = None
-    if projector is not None and projector.spec.num_tokens is not None:
-        shorten = partial(resolve(projector.spec.num_tokens, projector.plugin), projector_config)
-    return TokenCounter(key=key, encoder=count, callbacks=callbacks, projector=shorten)
-
-
-def _count_embeds(inputs: dict[str, Any]) -> list[int]:
-    embeds = inputs[EMBEDS]
-    if isinstance(embeds, torch.Tensor):
-        return [embeds.shape[1] if embeds.dim() == 3 else 1] * embeds.shape[0]
-    return [len(item) for item in embeds]
 
 
 # --- reading the arguments --------------------------------------------------------------------------------------------

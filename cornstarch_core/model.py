@@ -27,7 +27,7 @@ from .config import MultimodalConfig
 from .encoder import POSITIONS, ModalEncoderModule
 from .errors import CompositionError, InputError, PlaceholderMismatchError
 from .plugins import registry
-from .routing import route
+from .routing import batch_of, check_labels, checked_positions, has_media, route
 from .specs import ModalCallbacks
 
 __all__ = ["MultimodalModel"]
@@ -185,10 +185,10 @@ class MultimodalModel(CompositeModel):
                 given to assisted generation, which transformers (5.23) runs without them.
         """
         input_ids = inputs if input_ids is None else input_ids
-        embeds, has_media, _, kwargs = self._prepare(input_ids, inputs_embeds, None, encoder_inputs, kwargs)
+        embeds, with_media, _, kwargs = self._prepare(input_ids, inputs_embeds, None, encoder_inputs, kwargs)
         if input_ids is None:
             return self.language_model.generate(inputs_embeds=embeds, **kwargs)
-        if not has_media and inputs_embeds is None:
+        if not with_media and inputs_embeds is None:
             return self.language_model.generate(input_ids=input_ids, **kwargs)
         check_generates_from_embeds(self.generation_config, kwargs)
         if kwargs.get("attention_mask") is None:
@@ -217,8 +217,8 @@ class MultimodalModel(CompositeModel):
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         if tokens is None:
             raise InputError("input_ids or inputs_embeds is missing; MultimodalProcessor makes input_ids from text.")
-        batch = _batch_of(tokens, 2 if inputs_embeds is None else 3)
-        _check_labels(labels, batch)
+        batch = batch_of(tokens, 2 if inputs_embeds is None else 3)
+        check_labels(labels, batch)
         placed = [self._encode(key, media.get(key, {}), input_ids, batch) for key in self.encoders]
         found = [one for one in placed if one is not None]
         if inputs_embeds is None:
@@ -239,7 +239,7 @@ class MultimodalModel(CompositeModel):
         """``(positions (P,), features (P, D))`` of one modality, or ``None`` if the batch has none of it."""
         encoder = self.encoders[key]
         positions = self._positions(key, inputs, input_ids)
-        if not _has_media(encoder, inputs):
+        if not has_media(encoder, inputs):
             if positions is not None and len(positions):
                 raise PlaceholderMismatchError(
                     f"{key}: the prompt has {len(positions)} placeholder tokens, but no media are given. "
@@ -259,7 +259,7 @@ class MultimodalModel(CompositeModel):
 
     def _positions(self, key: str, inputs: Mapping[str, Any], input_ids: torch.Tensor | None) -> torch.Tensor | None:
         if POSITIONS in inputs:
-            return _checked_positions(key, inputs[POSITIONS])
+            return checked_positions(key, inputs[POSITIONS])
         token_id = self.config.modality_token_ids.get(key)
         if token_id is None or input_ids is None:
             return None
@@ -447,40 +447,6 @@ _RESERVED_CONFIGS = {
     *("peft_config", "quantization_config", "text_config"),
 }
 """What transformers (5.23) reads from a config, or the language model's own."""
-
-
-def _batch_of(tokens: torch.Tensor, dimensions: int) -> tuple[int, int]:
-    if tokens.dim() != dimensions:
-        expected = "(batch, tokens)" if dimensions == 2 else "(batch, tokens, width)"
-        raise InputError(f"expected a tensor of shape {expected}, got {tuple(tokens.shape)}; add the batch dimension.")
-    return tokens.shape[0], tokens.shape[1]
-
-
-def _checked_positions(key: str, positions: Any) -> torch.Tensor:
-    integers = (torch.int64, torch.int32)
-    if not isinstance(positions, torch.Tensor) or positions.dim() != 1 or positions.dtype not in integers:
-        shape = (
-            f"{tuple(positions.shape)} {positions.dtype}" if isinstance(positions, torch.Tensor) else type(positions)
-        )
-        raise InputError(
-            f"{key}: positions must be a tensor (P,) of int64, indices into the flat (batch * tokens); got {shape}."
-        )
-    return positions.long()
-
-
-def _has_media(encoder: ModalEncoderModule, inputs: Mapping[str, Any]) -> bool:
-    """Whether there is anything to encode. An empty batch of images is none."""
-    given = [value for name, value in inputs.items() if name in encoder.input_names and value is not None]
-    others = [name for name in inputs if name != POSITIONS]
-    return bool(others) and all(len(value) > 0 for value in given if hasattr(value, "__len__"))
-
-
-def _check_labels(labels: torch.Tensor | None, batch: tuple[int, int]) -> None:
-    if labels is not None and labels.shape != batch:
-        raise InputError(
-            f"labels are {tuple(labels.shape)}, the batch is {batch}; give one label a token, after "
-            "the placeholders were expanded (MultimodalCollator does)."
-        )
 
 
 AutoConfig.register(MultimodalConfig.model_type, MultimodalConfig, exist_ok=True)

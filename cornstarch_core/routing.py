@@ -1,14 +1,16 @@
-"""Which input belongs to which encoder. By declared names only: nothing is guessed from signatures."""
+"""Which input belongs to which encoder, by declared names only, and whether what is given has the right shape."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from .encoder import ModalEncoderModule
+import torch
+
+from .encoder import POSITIONS, ModalEncoderModule
 from .errors import InputError
 
-__all__ = ["route"]
+__all__ = ["batch_of", "check_labels", "checked_positions", "has_media", "route"]
 
 
 def route(
@@ -53,6 +55,43 @@ def route(
         else:
             media[keys[0]][name] = value
     return media, rest
+
+
+def batch_of(tokens: torch.Tensor, dimensions: int) -> tuple[int, int]:
+    """``(B, S)`` of ids or embeddings, which must have so many dimensions."""
+    if tokens.dim() != dimensions:
+        expected = "(batch, tokens)" if dimensions == 2 else "(batch, tokens, width)"
+        raise InputError(f"expected a tensor of shape {expected}, got {tuple(tokens.shape)}; add the batch dimension.")
+    return tokens.shape[0], tokens.shape[1]
+
+
+def checked_positions(key: str, positions: Any) -> torch.Tensor:
+    """``positions``, if shape and dtype are right; their values are not looked at, which would cost a sync."""
+    integers = (torch.int64, torch.int32)
+    if not isinstance(positions, torch.Tensor) or positions.dim() != 1 or positions.dtype not in integers:
+        shape = (
+            f"{tuple(positions.shape)} {positions.dtype}" if isinstance(positions, torch.Tensor) else type(positions)
+        )
+        raise InputError(
+            f"{key}: positions must be a tensor (P,) of int64, indices into the flat (batch * tokens); got {shape}."
+        )
+    return positions.long()
+
+
+def has_media(encoder: ModalEncoderModule, inputs: Mapping[str, Any]) -> bool:
+    """Whether there is anything to encode. An empty batch of images is none."""
+    given = [value for name, value in inputs.items() if name in encoder.input_names and value is not None]
+    others = [name for name in inputs if name != POSITIONS]
+    return bool(others) and all(len(value) > 0 for value in given if hasattr(value, "__len__"))
+
+
+def check_labels(labels: torch.Tensor | None, batch: tuple[int, int]) -> None:
+    """Raise unless there is one label a token."""
+    if labels is not None and labels.shape != batch:
+        raise InputError(
+            f"labels are {tuple(labels.shape)}, the batch is {batch}; give one label a token, after "
+            "the placeholders were expanded (MultimodalCollator does)."
+        )
 
 
 def _by_key(encoder_inputs: Any) -> Mapping[str, Any]:

@@ -15,8 +15,7 @@ from transformers import PreTrainedConfig
 
 from .._hf import config_from_dict, embedding_shape, unwrap
 from ..config import MultimodalConfig
-from ..counting import TokenCounter
-from ..encoder import EMBEDS, encoder_context, token_counter
+from ..counting import EMBEDS, TokenCounter, encoder_context, token_counter
 from ..errors import CompositionError, MediaError
 from ..plugins import Provided, registry, resolve
 from ..projector import MultimodalProjectorConfig

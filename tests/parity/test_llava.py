@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+import transformers
+from packaging.version import Version
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
 from cornstarch_core import ModalEncoderModule, MultimodalModel
@@ -97,7 +99,9 @@ def test_generated_ids_are_equal_in_a_left_padded_batch(tower, strategy, layer, 
     """Greedy and beam search over prompts of different lengths."""
     hf = reference(tower, strategy, layer)
     model = composed(hf, tower)
-    inputs, pixels = left_padded(batch(tower, strategy, 2, 1)), tiny.pixels(3)
+    # Hugging Face's own beams (5.17) get each other's images where a sample has several.
+    several = 2 if not how or Version(transformers.__version__) >= Version("5.23") else 0
+    inputs, pixels = left_padded(batch(tower, strategy, several, 1)), tiny.pixels(several + 1)
     settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, **how}
     expected = hf.generate(**inputs, pixel_values=pixels, **settings)
     assert torch.equal(model.generate(**inputs, pixel_values=pixels, **settings), expected)

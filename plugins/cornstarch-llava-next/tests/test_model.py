@@ -356,3 +356,19 @@ def test_a_missing_distribution_is_told_likewise(compose, tmp_path, monkeypatch)
     finally:
         monkeypatch.undo()
         reset_registry()
+
+
+def test_the_newline_keeps_its_dtype_through_a_folder(tmp_path):
+    """A float32 newline beside a bfloat16 language model is not rounded on the way back."""
+    import tiny
+    import torch
+
+    from cornstarch_core import ModalEncoderModule, MultimodalModel
+
+    encoder = ModalEncoderModule(tiny.clip(), callbacks="llava-next")
+    model = MultimodalModel(encoders={"vision": encoder}, language_model=tiny.llama())
+    model.language_model.to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    newline = MultimodalModel.from_pretrained(tmp_path).vision_encoder.postprocess_projector_callback.image_newline
+    assert newline.dtype == torch.float32
+    assert torch.equal(newline, encoder.postprocess_projector_callback.image_newline)

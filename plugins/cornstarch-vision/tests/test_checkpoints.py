@@ -18,6 +18,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
     DeiTConfig,
     DeiTModel,
+    DistilBertConfig,
     Emu3ForCausalLM,
     Emu3TextConfig,
     Gemma2Config,
@@ -570,6 +571,10 @@ def test_checkpoints_that_would_not_be_equal_are_refused(tmp_path):
         CheckpointError, match="PhiForCausalLM does not consist of its decoder, a PhiModel, and its head"
     ):
         MultimodalModel.from_pretrained(tmp_path / "phi")
+    sizes = {"dim": 64, "n_layers": 1, "n_heads": 4, "hidden_dim": 64, "tie_word_embeddings": False}
+    llava(text=DistilBertConfig(vocab_size=VOCABULARY, **sizes)).save_pretrained(tmp_path / "text")
+    with pytest.raises(CheckpointError, match="there is no causal language model for its decoder"):
+        MultimodalModel.from_pretrained(tmp_path / "text")
     pixtral = {**tiny.VISION, "head_dim": 16}
     llava(tower=PixtralVisionConfig(**pixtral)).save_pretrained(tmp_path / "pixtral")
     with pytest.raises(CheckpointError, match="no plugin describes its vision tower, a PixtralVisionModel"):

@@ -344,8 +344,8 @@ def _described(encoder: ModalEncoderModule) -> tuple[Any, str]:
     """The spec of the encoder's family, and its plugin."""
     if encoder.provided is None or not isinstance(encoder.module.config, PreTrainedConfig):
         raise CheckpointError(
-            f"{encoder.key}: no plugin describes {type(encoder.module).__name__} as an encoder of transformers, and only "
-            f"those can be exported. {registry().explain_unavailable()}".rstrip()
+            f"{encoder.key}: no plugin describes {type(encoder.module).__name__} as an encoder of transformers; only "
+            f"such encoders can be exported. {registry().explain_unavailable()}".rstrip()
         )
     return encoder.provided.spec, encoder.provided.plugin
 

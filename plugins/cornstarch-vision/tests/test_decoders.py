@@ -1,0 +1,105 @@
+"""Language models that are a decoder and a head, and nothing else; and tables that grow."""
+
+import pytest
+import tiny
+import torch
+from cornstarch_vision.decoders import check_run, decoder_and_head, with_rows
+
+from cornstarch_core.errors import CheckpointError
+
+
+def test_the_two_parts_are_found():
+    """Of whatever says where its decoder and its head are."""
+    model = tiny.llama()
+    assert decoder_and_head("here", model) == (model.model, model.lm_head)
+
+
+@pytest.mark.parametrize("break_it", ["headless", "more", "base"])
+def test_a_model_of_other_parts_is_refused(break_it):
+    """No head, a third part, or only the decoder."""
+    model = tiny.llama()
+    if break_it == "headless":
+        model.lm_head = None
+    elif break_it == "more":
+        model.second_head = torch.nn.Linear(64, 2)
+    else:
+        model = model.model
+    with pytest.raises(CheckpointError, match="here: the language model, a Llama.*, does not consist of a decoder and"):
+        decoder_and_head("here", model)
+
+
+def scaled(model):
+    """Logits that are halved."""
+    model.lm_head.forward, inner = (lambda hidden: inner(hidden)), model.lm_head.forward
+    forward = model.forward
+
+    def half(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits / 2
+        return output
+
+    model.forward = half
+
+
+def shifted(model):
+    """A head that gets something else than the decoder gives."""
+    model.lm_head.register_forward_pre_hook(lambda _module, inputs: (inputs[0] + 1,))
+
+
+def bypassed(model):
+    """A decoder that is not called as a module."""
+    model.model.register_forward_hook(lambda *_: None)
+    model.model._call_impl = model.model.forward
+
+
+CHANGES = {"scaled": scaled, "shifted": shifted, "bypassed": bypassed}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_that_does_more_is_refused(change):
+    """To its logits, or to what its head gets; or that runs so that nobody can tell."""
+    model = tiny.llama()
+    check_run("here", model)
+    CHANGES[change](model)
+    with pytest.raises(CheckpointError, match="here: LlamaForCausalLM does more to its logits"):
+        check_run("here", model)
+
+
+def test_a_model_that_does_not_run_from_embeddings_is_refused():
+    """It says so itself."""
+    model = tiny.llama()
+
+    def forward(input_ids, **kwargs):
+        raise AssertionError
+
+    model.forward = forward
+    with pytest.raises(CheckpointError, match="can't be run from embeddings: .*input_ids"):
+        check_run("here", model)
+
+
+def test_the_run_leaves_no_trace():
+    """No hook, no gradient, and the mode is as it was."""
+    model = tiny.llama().train()
+    check_run("here", model)
+    assert model.training
+    assert not model.model._forward_hooks
+    assert not model.lm_head._forward_hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_tables_grow_by_their_mean(tie):
+    """Embeddings and head; tied ones stay one tensor."""
+    model = tiny.llama(tie_word_embeddings=tie)
+    name = "model.language_model.embed_tokens.weight"
+    grown = with_rows({}, 103, model.model, model.lm_head)
+    assert grown.keys() == {name, "lm_head.weight"}
+    assert (grown[name] is grown["lm_head.weight"]) is tie
+    for tensor, old in (
+        (grown[name], model.model.embed_tokens.weight),
+        (grown["lm_head.weight"], model.lm_head.weight),
+    ):
+        assert torch.equal(tensor[:100], old)
+        assert torch.equal(tensor[100:], old.mean(0).expand(3, -1))
+    same = with_rows({}, 100, model.model, model.lm_head)
+    assert same[name].data_ptr() == model.model.embed_tokens.weight.data_ptr()
