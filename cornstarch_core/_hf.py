@@ -15,6 +15,7 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.utils import logging
 from transformers.utils.generic import TransformersKwargs
 
 from .errors import CheckpointError, CompositionError
@@ -37,6 +38,7 @@ __all__ = [
     "out_of_table",
     "unwrap",
     "use_published_names",
+    "warn_of_right_padding",
     "write_weights",
 ]
 
@@ -156,6 +158,16 @@ def mask_of(input_ids: torch.Tensor, config: Any, kwargs: dict[str, Any]) -> tor
     if not pads or pads[0] in (ends if isinstance(ends, (list, tuple)) else [ends]):
         return torch.ones_like(input_ids)
     return (input_ids != pads[0]).long()
+
+
+def warn_of_right_padding(attention_mask: torch.Tensor) -> None:
+    """Say what ``generate`` would say of ids; of embeddings (5.23) it says nothing, and the text goes wrong."""
+    if attention_mask.dim() == 2 and len(attention_mask) > 1 and bool((attention_mask[:, -1] == 0).any()):
+        row = int((attention_mask[:, -1] == 0).nonzero()[0])
+        logging.get_logger(__name__).warning(
+            f"sample {row} is padded on the right, but generating continues the end of each row: pass "
+            "padding_side='left' to the processor, or set tokenizer.padding_side = 'left'."
+        )
 
 
 def embed(language_model: Any, input_ids: torch.Tensor) -> torch.Tensor:

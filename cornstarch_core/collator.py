@@ -41,6 +41,7 @@ class MultimodalCollator:
     tokenizer. A token that straddles the border of a turn is learned.
 
     Raises:
+        TypeError: ``processor`` is of another kind.
         ValueError: ``train_on`` is neither of the two.
 
     Example:
@@ -70,6 +71,8 @@ class MultimodalCollator:
         max_length: int | None = None,
         packing: bool = False,
     ) -> None:
+        if not isinstance(processor, MultimodalProcessor):
+            raise TypeError(f"processor= must be a MultimodalProcessor, not {type(processor).__name__}.")
         if train_on not in ("assistant", "all"):
             raise ValueError(f"train_on={train_on!r}; choose 'assistant' or 'all'.")
         self.processor = processor
@@ -212,8 +215,12 @@ def _read(sample: Any, index: int) -> dict[str, Any]:
     sample = {"messages": sample} if isinstance(sample, (list, tuple)) else sample
     if not isinstance(sample, Mapping) or ("messages" in sample) == ("text" in sample):
         found = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else type(sample).__name__
+        hint = (
+            "" if found else " If a Trainer took its entries away, set TrainingArguments(remove_unused_columns=False)."
+        )
         raise InputError(
-            f"sample {index}: expected a list of messages or a dictionary with 'messages' or 'text'; got {found}."
+            f"sample {index}: expected a list of messages or a dictionary with 'messages' or 'text'; got "
+            f"{found or 'an empty dictionary'}.{hint}"
         )
     if "text" in sample:
         return dict(sample)

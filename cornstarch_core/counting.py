@@ -47,8 +47,9 @@ class TokenCounter:
         """
         if self.encoder is None and self.callbacks.num_tokens is None:
             raise CompositionError(
-                f"{self.key}: how many features this encoder gives is not known. Give "
-                "callbacks=ModalCallbacks(num_tokens=...) to its ModalEncoderModule, or register it in a plugin."
+                f"{self.key}: how many features this encoder gives is not known. Give its ModalEncoderModule "
+                "callbacks=ModalCallbacks(num_tokens=f), where f(encoder_inputs, counts) returns one count for each "
+                "media item (counts is empty here), or register the encoder in a plugin."
             )
         counts = self.encoder(encoder_inputs) if self.encoder is not None else []
         if self.callbacks.num_tokens is not None:

@@ -329,6 +329,7 @@ def _width(module: nn.Module | None, provided: Provided | None, given: int | Non
     if not isinstance(width, int):
         raise CompositionError(
             f"the width of {_called(module)}'s features can't be known; give ModalEncoderModule(..., hidden_size=...)."
+            + _hint_at_part(module)
             + f" {registry().explain_unavailable()}".rstrip()
         )
     return width
@@ -347,6 +348,14 @@ def _names(module: nn.Module | None, provided: Provided | None, given: Sequence[
         f"the inputs of {_called(module)} can't be known; give ModalEncoderModule(..., input_names=[...])."
         + registry().explain_unavailable()
     )
+
+
+def _hint_at_part(module: nn.Module | None) -> str:
+    """Which part of a two-tower model is an encoder that a plugin knows."""
+    for name, part in module.named_children() if module is not None else ():
+        if registry().find_encoder(part) is not None:
+            return f" Or did you mean its {name}, a {type(part).__name__}? Pass that."
+    return ""
 
 
 def _called(module: nn.Module | None) -> str:

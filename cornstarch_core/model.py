@@ -22,6 +22,7 @@ from ._hf import (
     mask_of,
     out_of_table,
     unwrap,
+    warn_of_right_padding,
 )
 from .config import MultimodalConfig
 from .encoder import POSITIONS, ModalEncoderModule
@@ -174,6 +175,9 @@ class MultimodalModel(CompositeModel):
     ) -> Any:
         """Generate text, as the language model's own ``generate`` does: same arguments, same results.
 
+        A batch has to be padded on the left, since every row is continued at its end:
+        ``processor(..., padding_side="left")``, or a chat template with ``add_generation_prompt=True``.
+
         Media are encoded once. They are given as to :meth:`forward`; everything else in ``kwargs`` goes to the language
         model's ``generate``.
 
@@ -193,6 +197,7 @@ class MultimodalModel(CompositeModel):
         check_generates_from_embeds(self.generation_config, kwargs)
         if kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = mask_of(input_ids, self.generation_config, kwargs)
+        warn_of_right_padding(kwargs["attention_mask"])
         safe_ids = self._in_table(input_ids)
         result = self.language_model.generate(input_ids=safe_ids, inputs_embeds=embeds, **kwargs)
         if safe_ids is not input_ids:  # the prompt comes back as it was given
@@ -304,13 +309,22 @@ class MultimodalModel(CompositeModel):
 
         Raises:
             ValueError: a key is unknown.
+            TypeError: ``encoders`` is of another form.
+
+        What trains is not saved with a model: call this again after loading one.
 
         Example:
             The first stage of LLaVA trains the projector only::
 
                 mllm.set_trainable(encoders={"vision": (False, True)}, language_model=False)
         """
-        encoders = encoders or {}
+        encoders = {} if encoders is None else encoders
+        pairs = encoders.values() if isinstance(encoders, Mapping) else [encoders]
+        if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+            raise TypeError(
+                f"encoders= must be {{key: (module, projector)}}, such as {{'vision': (False, True)}}; got "
+                f"{encoders!r}."
+            )
         self._check_keys(encoders)
         for key, (module, projector) in encoders.items():
             encoder = self.encoders[key]

@@ -242,7 +242,8 @@ class MultimodalProcessor(ProcessorMixin):
         Args:
             conversation: a list of messages, or a list of such lists.
             chat_template: wins over the processor's, which wins over the tokenizer's; a template, or the name of one.
-            add_generation_prompt: whether to begin the assistant's turn.
+            add_generation_prompt: whether to begin the assistant's turn; then a batch is padded on the left, unless
+                ``padding_side`` says otherwise.
             continue_final_message: whether to leave the last message open.
             tools: as in the tokenizer's ``apply_chat_template``.
             documents: likewise.
@@ -277,6 +278,8 @@ class MultimodalProcessor(ProcessorMixin):
         ]
         if not tokenize:
             return texts if many else texts[0]
+        if add_generation_prompt:  # generating continues the end of each row
+            own = {"padding_side": "left", **(processor_kwargs or {}), **own}
         batch = self._process_chat(texts, gather(template, conversations), {**(processor_kwargs or {}), **own})
         return batch if return_dict else batch["input_ids"]
 

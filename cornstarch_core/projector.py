@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2CLS, ACT2FN
 
 from ._hf import keep_weights
-from .errors import CompositionError
+from .errors import CompositionError, UnknownNameError
 from .plugins import Provided, registry, resolve
 
 __all__ = ["MultimodalProjector", "MultimodalProjectorConfig"]
@@ -104,7 +104,10 @@ class MultimodalProjector(PreTrainedModel):
             return nn.Linear(config.in_features, config.out_features)
         if config.projection_type == "mlp":
             return MLP(config)
-        self.provided = registry().lookup("projectors", config.projection_type)
+        try:
+            self.provided = registry().lookup("projectors", config.projection_type)
+        except UnknownNameError as error:
+            raise UnknownNameError(f"{error} 'linear' and 'mlp' are built in.") from None
         return resolve(self.provided.spec.build, self.provided.plugin)(config)
 
     def forward(self, features: Features) -> Features:

@@ -122,9 +122,10 @@ def read(model: MultimodalModel, processor: MultimodalProcessor, scans: list) ->
     for start in tqdm(range(0, len(scans), 100), desc="reading", unit="batch"):
         inputs = processor.apply_chat_template(
             [conversation(scan) for scan in scans[start : start + 100]],
-            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-        )  # fmt: skip
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+        )
         ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         answers += processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [answer.strip() for answer in answers]

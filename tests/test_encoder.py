@@ -339,3 +339,12 @@ def test_an_encoder_that_returns_a_dictionary_is_named():
     encoder = completed(Dictionary(), hidden_size=5, input_names=["signal"])
     with pytest.raises(TypeError, match="vision: Dictionary returned a dict"):
         encoder(signal=torch.zeros(1, 2, 5))
+
+
+def test_a_two_tower_model_is_pointed_at_its_tower():
+    """A whole CLIPModel is no encoder, but one of its parts is."""
+    from transformers import CLIPConfig, CLIPModel
+
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    with pytest.raises(CompositionError, match="did you mean its vision_model, a CLIPVision"):
+        ModalEncoderModule(CLIPModel(CLIPConfig(vision_config=tiny.VISION, text_config=text)))

@@ -166,3 +166,15 @@ def test_what_stands_in_for_a_placeholder_never_ends_or_pads():
         replaced = out_of_table(model, torch.tensor([[5, 100]]), [100])
         assert replaced[0, 1].item() == {1: 1, 2: 3}[1 if ids["eos_token_id"] == 0 else 2]
     assert out_of_table(tiny.llama(bos_token_id=7), torch.tensor([[100]]), [100]).item() == 7
+
+
+def test_right_padding_is_warned_of(mllm, caplog):
+    """transformers warns of ids that are padded on the right, but not of embeddings."""
+    import logging
+
+    logging.getLogger("transformers").propagate = True
+    mllm.generate(**inputs(1, 2), **LENGTH)
+    assert "sample 0 is padded on the right" in caplog.text
+    caplog.clear()
+    mllm.generate(**inputs(1), **LENGTH)
+    assert "padded on the right" not in caplog.text

@@ -315,3 +315,10 @@ def test_arguments_of_the_wrong_shape_or_kind(mllm):
         mllm(input_ids=tiny.prompt(0)["input_ids"][0])
     with pytest.raises(TypeError, match="encoders= must be a dictionary by modality key, not list"):
         MultimodalModel(encoders=[ModalEncoderModule(tiny.clip())], language_model=tiny.llama())
+
+
+@pytest.mark.parametrize("encoders", [False, {"vision": False}, {"vision": (True,)}])
+def test_set_trainable_says_what_it_takes(mllm, encoders):
+    """A bare flag is no pair, and must not be ignored."""
+    with pytest.raises(TypeError, match=r"\{'vision': \(False, True\)\}; got"):
+        mllm.set_trainable(encoders)

@@ -38,7 +38,7 @@ def test_unknown_activation_lists_the_known_ones():
 
 def test_unknown_type_is_looked_up_among_plugins():
     """A type that neither the core nor a plugin knows is refused by name."""
-    with pytest.raises(UnknownNameError, match="spline"):
+    with pytest.raises(UnknownNameError, match=r"spline.*'linear' and 'mlp' are built in"):
         MultimodalProjector(MultimodalProjectorConfig(projection_type="spline", in_features=4, out_features=6))
 
 

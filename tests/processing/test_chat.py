@@ -199,10 +199,22 @@ def test_media_come_out_of_the_messages_in_order(processor):
     ]
     texts = processor.apply_chat_template(talks, add_generation_prompt=True)
     batch = processor.apply_chat_template(talks, add_generation_prompt=True, tokenize=True, return_dict=True)
-    expected = processor(text=texts, images=[[a, b], [], [c]])
+    expected = processor(text=texts, images=[[a, b], [], [c]], padding_side="left")
     assert torch.equal(batch["input_ids"], expected["input_ids"])
     for name, value in expected["encoder_inputs"]["vision"].items():
         assert torch.equal(batch["encoder_inputs"]["vision"][name], value)
+
+
+def test_a_generation_prompt_is_padded_on_the_left_unless_told(processor):
+    """Generating continues the end of each row; training batches keep the tokenizer's side."""
+    talks = [[user("one")], [user("none of it, but longer")]]
+    options = {"tokenize": True, "return_dict": True}
+    prompt = processor.apply_chat_template(talks, add_generation_prompt=True, **options)
+    assert prompt["attention_mask"][0].tolist() == sorted(prompt["attention_mask"][0].tolist())
+    for given in ({"processor_kwargs": {"padding_side": "right"}}, {"padding_side": "right"}):
+        right = processor.apply_chat_template(talks, add_generation_prompt=True, **options, **given)
+        assert right["attention_mask"][0, -1] == 0
+    assert processor.apply_chat_template(talks, **options)["attention_mask"][0, -1] == 0
 
 
 def test_an_image_may_be_a_path(processor, tmp_path):
