@@ -1,5 +1,5 @@
-# Four verbs: demo, test, check, docs; and test-floor. Each sets itself up in .venv (or .venv-floor) from nothing but
-# python3, and installs again only when a pyproject.toml or a constraints file has changed.
+# Verbs: demo, demo-anyres, test, check, docs; and test-floor. Each sets itself up in .venv (or .venv-floor) from nothing
+# but python3, and installs again only when a pyproject.toml or a constraints file has changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,10 +12,13 @@ ONE_THREAD := OMP_NUM_THREADS=1
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check docs test-floor clean
+.PHONY: demo demo-anyres test check docs test-floor clean
 
 demo: .venv/installed
 	$(BIN)/python examples/digits.py
+
+demo-anyres: .venv/installed
+	$(BIN)/python examples/read_canvas.py
 
 test: .venv/installed
 	$(ONE_THREAD) $(BIN)/python $(PYTEST)
