@@ -36,11 +36,11 @@ def export_pretrained(
 ) -> None:
     """Write a model as a checkpoint of a family that others know, so that whatever reads that family reads it.
 
-    The callback in use decides which family: ``"llava"`` makes a ``LlavaForConditionalGeneration``. Weights are shared
-    on the way, not copied; a crash leaves the old folder or the new one. A placeholder id outside the embedding table,
-    which no other class takes, is given a place in it: the exported embeddings and head grow up to that id, each new
-    row the mean of the old ones, so that no new token is ever the likeliest. The logits of the old tokens stay the
-    same, though a larger matrix product may round otherwise.
+    The callback in use decides which family: ``"llava"`` makes a ``LlavaForConditionalGeneration``. Among families that
+    share one, the encoder decides. Weights are shared on the way, not copied; a crash leaves the old folder or the new
+    one. A placeholder id outside the embedding table, which no other class takes, is given a place in it: the exported
+    embeddings and head grow up to that id, each new row the mean of the old ones, so that no new token is ever the
+    likeliest. The logits of the old tokens stay the same, though a larger matrix product may round otherwise.
 
     Args:
         model: what to export; it stays as it is.
@@ -106,31 +106,48 @@ def _check_processor(model: MultimodalModel, processor: MultimodalProcessor | No
 
 
 def _find_family(model: MultimodalModel) -> Provided:
-    """The one family whose callback the model uses."""
-    families = [registry().lookup("checkpoints", name) for name in registry().names("checkpoints")]
-    known = {
-        family.qualified_name: _callback(family) for family in families if family.spec.export and _callback(family)
-    }
-    used = {provided.qualified_name for encoder in model.encoders.values() for provided in encoder.used}
-    found = [family for family in families if known.get(family.qualified_name) in used]
+    """The one family whose callback, and whose encoder if it names one, one of the model's encoders has."""
+    provided = [registry().lookup("checkpoints", name) for name in registry().names("checkpoints")]
+    families = [(family, _marks(family)) for family in provided if family.spec.export and family.spec.callback]
+    has = {key: (_name(one.callback_provided), _name(one.provided)) for key, one in model.encoders.items()}
+    found = [family for family, marks in families if any(_fits(marks, one) for one in has.values())]
     if len(found) == 1:
         return found[0]
+    there = ", ".join(f"{key} has {_say(*one)}" for key, one in has.items())
     if found:
         raise CheckpointError(
-            f"the model could be any of {', '.join(family.qualified_name for family in found)}; block the plugins of "
-            "the others with CORNSTARCH_DISABLE_PLUGINS."
+            f"the model could be any of {', '.join(family.qualified_name for family in found)}; {there}. Block the "
+            "plugins of the others with CORNSTARCH_DISABLE_PLUGINS."
         )
-    offered = ", ".join(f"{name} for the callback {callback!r}" for name, callback in known.items())
+    offered = ", ".join(f"{family.qualified_name} for {_say(*marks)}" for family, marks in families)
     raise CheckpointError(
-        f"no encoder has a callback by which a family could be chosen; plugins export {offered or 'nothing'}. Compose "
-        f'with ModalEncoderModule(..., callbacks="name"). {registry().explain_unavailable()}'.rstrip()
+        f"no encoder has a callback by which a family could be chosen: {there}; plugins export {offered or 'nothing'}. "
+        f'Compose with ModalEncoderModule(..., callbacks="name"). {registry().explain_unavailable()}'.rstrip()
     )
 
 
-def _callback(family: Provided) -> str | None:
-    """Qualified name of the callback that stands for a family; its plugin's own wins over another of that name."""
-    name = family.spec.callback
-    return registry().lookup("callbacks", name, prefer=family.plugin).qualified_name if name is not None else None
+def _marks(family: Provided) -> tuple[str | None, str | None]:
+    """Qualified names of a family's callback and encoder; its plugin's own win over others of that name."""
+    named = {"callbacks": family.spec.callback, "encoders": family.spec.encoder}
+    callback, encoder = (
+        _name(registry().lookup(kind, name, prefer=family.plugin)) if name is not None else None
+        for kind, name in named.items()
+    )
+    return callback, encoder
+
+
+def _fits(wanted: tuple[str | None, str | None], has: tuple[str | None, str | None]) -> bool:
+    """Whether an encoder of the model shows that the model is of a family."""
+    return wanted[0] == has[0] and wanted[1] in (None, has[1])
+
+
+def _name(provided: Provided | None) -> str | None:
+    return provided.qualified_name if provided is not None else None
+
+
+def _say(callback: str | None, encoder: str | None) -> str:
+    said = "no callback" if callback is None else f"the callback {callback!r}"
+    return said if encoder is None else f"{said} with the encoder {encoder!r}"
 
 
 def _check_written(theirs: PreTrainedModel, folder: Path) -> None:

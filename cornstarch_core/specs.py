@@ -12,6 +12,7 @@ before, so that a plugin's own module stays light (no torch). The functions behi
 ``ProjectorSpec.build``     ``(config: MultimodalProjectorConfig) -> nn.Module``
 ``ProjectorSpec.num_tokens``  ``(config: MultimodalProjectorConfig, counts: list[int]) -> list[int]``
 ``ProcessorSpec.build``     ``(context: EncoderContext, **callback_options) -> image processor or feature extractor``
+``ProcessorSpec.wrap``      ``(context: EncoderContext, processor, **callback_options) -> processor``
 ``ProcessorSpec.prepare``   ``(item) -> item``, raises :class:`~cornstarch_core.errors.MediaError`
 ``CallbackSpec.build``      ``(context: EncoderContext, **callback_options) -> ModalCallbacks``
 ``CheckpointSpec.load``     ``(folder, **from_pretrained_kwargs) -> MultimodalModel``
@@ -96,6 +97,7 @@ class ProcessorSpec:
         media_names: keywords under which a processor accepts such media beside the modality's key, e.g.
             ``("images",)``.
         content_types: the ``type`` of such an item in a chat message, e.g. ``("image",)``.
+        wrap: target that fits a processor that the user gives to the encoder; default: it is used as it is.
         prepare: target that checks one item, converts it if need be, and refuses it with a clear error.
     """
 
@@ -104,6 +106,7 @@ class ProcessorSpec:
     build: str
     media_names: tuple[str, ...] = ()
     content_types: tuple[str, ...] = ()
+    wrap: str | None = None
     prepare: str | None = None
 
 
@@ -136,6 +139,9 @@ class CheckpointSpec:
         export: target that makes the family's own model out of a composed one, and its processor. The model is written
             and thrown away: its state dict must be complete and share the weights; it need not run.
         callback: name of the :class:`CallbackSpec` by which a model is known to be exported as this family.
+        encoder: name of the :class:`EncoderSpec` by which, together with the callback, a model is known to be exported
+            as this family: one of its encoders must have both. Default: the callback is enough. It tells families apart
+            that share a callback.
     """
 
     name: str
@@ -143,6 +149,7 @@ class CheckpointSpec:
     load_processor: str | None = None
     export: str | None = None
     callback: str | None = None
+    encoder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

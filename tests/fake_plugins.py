@@ -105,6 +105,36 @@ def sound(*encoders: str, cls: str = "fractions:Fraction", more: str = "") -> st
     return f"{HEADER}{trace}@hookimpl\ndef cornstarch_register_encoders():\n    return [{specs}]\n{more}"
 
 
+def exporting(module: str, *families: tuple[str, str | None], **encoders: str) -> str:
+    """Write the code of a plugin that registers a callback ``"shared"``, and families that are exported by it.
+
+    Args:
+        module: the plugin's module.
+        *families: name of each, and of the encoder that it asks for; exported, it raises "exported as NAME".
+        **encoders: name of each, and the class that it describes.
+    """
+    specs = ", ".join(SPEC.format(name=name, cls=cls) for name, cls in encoders.items())
+    checkpoints = ", ".join(
+        f"CheckpointSpec(name={name!r}, load='a:b', export='{module}:{name}', callback='shared', encoder={encoder!r})"
+        for name, encoder in families
+    )
+    functions = "".join(
+        f"def {name}(model, processor):\n    raise CheckpointError('exported as {name}')\n" for name, _ in families
+    )
+    return "".join(
+        [
+            "from cornstarch_core.errors import CheckpointError\n",
+            hook("register_encoders", f"return [{specs}]"),
+            hook(
+                "register_callbacks",
+                f"return [CallbackSpec(name='shared', modality='vision', build='{module}:shared')]",
+            ),
+            hook("register_checkpoints", f"return [{checkpoints}]"),
+            f"def shared(context):\n    return ModalCallbacks()\n{functions}",
+        ]
+    )
+
+
 def was_imported(folder: Path, name: str) -> bool:
     """Tell whether the module of a sound plugin was imported, in this process or another."""
     return (folder / f"{name.replace('-', '_')}.py.imported").exists()

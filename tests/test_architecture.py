@@ -22,7 +22,7 @@ FLOORS = [
     "runtime.doctor",
     "cli",
     "_hf",
-    "config projector adapters merge",
+    "config projector adapters merge decoders",
     "counting",
     "encoder",
     "routing export description",
@@ -32,7 +32,7 @@ FLOORS = [
     "processing.chat processing.modality",
     "processing.arguments processing.encoding processing.files",
     "processor",
-    "collator",
+    "collator families",
 ]
 """A module may import, when it is loaded, only from floors above its own."""
 

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 import words
+from fake_plugins import exporting, isolated, write_plugin
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from cornstarch_core import ModalEncoderModule, MultimodalModel, MultimodalProcessor, export
@@ -58,6 +59,76 @@ def test_two_families_for_one_callback_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "registry", Both)
     with pytest.raises(CheckpointError, match="could be any of cornstarch-vision/llava, else/other; .*DISABLE_PLUGINS"):
         export_pretrained(composed(), tmp_path / "out")
+
+
+CLIP = "transformers.models.clip.modeling_clip:CLIPVisionModel"
+SIGLIP = "transformers.models.siglip.modeling_siglip:SiglipVisionModel"
+
+
+@pytest.fixture
+def site(tmp_path):
+    """An empty folder: the only place where this process finds plugins."""
+    with isolated(tmp_path) as folder:
+        yield folder
+
+
+def of_parts(**encoders) -> MultimodalModel:
+    """A model with an encoder per key: a module, with the callback that the fake plugins share, or without any."""
+    modules = {
+        key: ModalEncoderModule(module, callbacks=callback, hidden_size=32, input_names=["pixel_values"])
+        for key, (module, callback) in encoders.items()
+    }
+    return MultimodalModel(encoders=modules, language_model=tiny.llama())
+
+
+def test_families_that_share_a_callback_are_told_apart_by_the_encoder(site, tmp_path):
+    """Each of the two takes its own, also where another plugin has an encoder of that name."""
+    write_plugin(site, "fake-a", exporting("fake_a", ("one", "clip"), ("two", "siglip"), clip=CLIP, siglip=SIGLIP))
+    write_plugin(site, "fake-b", exporting("fake_b", clip="fractions:Fraction"))
+    for name, module in (("one", tiny.clip()), ("two", tiny.siglip())):
+        with pytest.raises(CheckpointError, match=f"^exported as {name}$"):
+            export_pretrained(of_parts(vision=(module, "fake-a/shared")), tmp_path / "out")
+
+
+def test_the_callback_alone_is_not_enough_for_a_family_that_names_an_encoder(site, tmp_path):
+    """Nor is the encoder alone; the error names both, those of the model and those of the family."""
+    write_plugin(site, "fake-a", exporting("fake_a", ("one", "clip"), clip=CLIP, siglip=SIGLIP))
+    family = "plugins export fake-a/one for the callback 'fake-a/shared' with the encoder 'fake-a/clip'"
+    cases = {
+        "the callback 'fake-a/shared' with the encoder 'fake-a/siglip'": (tiny.siglip(), "shared"),
+        "the callback 'fake-a/shared'": (tiny.ToyEncoder(), "shared"),
+        "no callback with the encoder 'fake-a/clip'": (tiny.clip(), None),
+    }
+    for has, part in cases.items():
+        with pytest.raises(CheckpointError, match=f"no encoder has a callback by which .*: vision has {has}; {family}"):
+            export_pretrained(of_parts(vision=part), tmp_path / "out")
+
+
+def test_callback_and_encoder_must_be_of_one_and_the_same_encoder(site, tmp_path):
+    """The one of another encoder of the model does not count."""
+    write_plugin(site, "fake-a", exporting("fake_a", ("one", "clip"), clip=CLIP, siglip=SIGLIP))
+    parts = {"vision": (tiny.clip(), None), "depth": (tiny.siglip(), "shared")}
+    with pytest.raises(
+        CheckpointError, match="vision has no callback with .*clip', depth has the callback .*siglip'; "
+    ):
+        export_pretrained(of_parts(**parts), tmp_path / "out")
+    parts["depth"] = (tiny.clip(), "shared")
+    with pytest.raises(CheckpointError, match="^exported as one$"):
+        export_pretrained(of_parts(**parts), tmp_path / "out")
+
+
+def test_a_family_without_an_encoder_takes_any(site, tmp_path):
+    """Beside one that names the model's, nobody can tell which; and an encoder's name is not taken for a callback's."""
+    write_plugin(site, "fake-a", exporting("fake_a", ("one", "clip"), ("any", None), clip=CLIP, shared=SIGLIP))
+    with pytest.raises(CheckpointError, match="^exported as any$"):
+        export_pretrained(of_parts(vision=(tiny.siglip(), "shared")), tmp_path / "out")
+    both = (
+        "could be any of fake-a/any, fake-a/one; vision has the callback 'fake-a/shared' with .* 'fake-a/clip'. Block"
+    )
+    with pytest.raises(CheckpointError, match=both):
+        export_pretrained(of_parts(vision=(tiny.clip(), "shared")), tmp_path / "out")
+    with pytest.raises(CheckpointError, match="vision has no callback with the encoder 'fake-a/shared'"):
+        export_pretrained(of_parts(vision=(tiny.siglip(), None)), tmp_path / "out")
 
 
 # --- what no family takes ---------------------------------------------------------------------------------------------
@@ -115,6 +186,19 @@ def test_weights_that_share_memory_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="share memory"):
         export_pretrained(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tied_head_is_written_for_a_class_that_never_ties(tmp_path, monkeypatch):
+    """It gets a tensor of its own, its config says so, and the model stays tied."""
+    monkeypatch.setattr(LlavaForConditionalGeneration, "_tied_weights_keys", {})
+    model = composed(tie_word_embeddings=True)
+    export_pretrained(model, tmp_path / "out")
+    theirs, info = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(theirs.lm_head.weight, model.language_model.lm_head.weight)
+    assert not theirs.config.tie_word_embeddings
+    assert not theirs.config.text_config.tie_word_embeddings
+    assert model.language_model.lm_head.weight is model.get_input_embeddings().weight
 
 
 def test_values_that_were_not_written_are_noticed(tmp_path, monkeypatch):

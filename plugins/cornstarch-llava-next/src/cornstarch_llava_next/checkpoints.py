@@ -39,14 +39,14 @@ class LlavaNextFamily(LlavaFamily):
             raise self.refusal("tokens_per_crop is given, and the projector of that class keeps all tokens.")
         return {**super().settings(encoder, options), "image_grid_pinpoints": _pinpoints(encoder)}
 
-    def check_image_processor(self, encoder: ModalEncoderModule, image_processor: Any) -> None:
+    def check_media_processor(self, encoder: ModalEncoderModule, media_processor: Any) -> None:
         """Refuse an image processor that their processor or model could not use.
 
         Raises:
             CheckpointError: says why.
         """
-        super().check_image_processor(encoder, image_processor)
-        found = getattr(image_processor, "image_grid_pinpoints", None)
+        super().check_media_processor(encoder, media_processor)
+        found = getattr(media_processor, "image_grid_pinpoints", None)
         if found is None or [list(pinpoint) for pinpoint in found] != _pinpoints(encoder):
             raise self.refusal(
                 f"its image processor tiles for image_grid_pinpoints={found}, the model for {_pinpoints(encoder)}. "

@@ -3,8 +3,8 @@
 import pytest
 import tiny
 import torch
-from cornstarch_vision.decoders import check_run, decoder_and_head, with_rows
 
+from cornstarch_core.decoders import check_run, decoder_and_head, with_rows
 from cornstarch_core.errors import CheckpointError
 
 

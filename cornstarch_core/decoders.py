@@ -1,7 +1,7 @@
-"""Language models as LLaVA's classes hold them: a decoder, and a head that is applied to what it gives.
+"""Language models as other multimodal classes hold them: a decoder, and a head that is applied to what it gives.
 
-Must not know about vision. Those classes leave out whatever else a language model does, such as scaling its logits or
-capping them: then they would not give the same logits.
+Must not know any modality or family. Those classes leave out whatever else a language model does, such as scaling its
+logits or capping them: then they would not give the same logits.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from cornstarch_core.errors import CheckpointError
+from .errors import CheckpointError
 
 __all__ = ["check_run", "copied_config", "decoder_and_head", "language_model", "with_rows"]
 
 
 def language_model(where: str, theirs: Any) -> Any:
-    """The causal language model around a LLaVA's very decoder and head.
+    """The causal language model around the very decoder and head of another class.
 
     Args:
         where: the checkpoint, for messages.
-        theirs: with ``model.language_model`` and ``lm_head``.
+        theirs: their model, with ``model.language_model`` and ``lm_head``.
 
     Raises:
         CheckpointError: transformers has no causal language model that consists of these two.
@@ -87,7 +87,7 @@ def check_run(where: str, model: Any) -> None:
     if not _is_plain(logits, **seen):
         raise CheckpointError(
             f"{where}: {type(model).__name__} does more to its logits than to apply its head (it scales or caps them, "
-            "for example), which LLaVA's classes don't do: the logits would differ."
+            "for example), which the checkpoint's class doesn't do: the logits would differ."
         )
 
 
@@ -116,7 +116,7 @@ def with_rows(weights: dict[str, torch.Tensor], rows: int, decoder: Any, head: A
     embeddings it is no other token's, not even that of a padding token of zeros.
 
     Args:
-        weights: by the names of a LLaVA.
+        weights: by the names that they have in the other class.
         rows: at least so many.
         decoder: whose embeddings they are.
         head: whose weights may be those of the embeddings.
