@@ -316,7 +316,12 @@ def _as_projector(projector: nn.Module | None) -> MultimodalProjector | None:
 def _find_spec(module: nn.Module | None, name: str | None) -> Provided | None:
     if name is not None:
         return registry().lookup("encoders", name)
-    return registry().find_encoder(unwrap(module)) if module is not None else None
+    found = registry().find_encoder(unwrap(module)) if module is not None else None
+    if found is None and getattr(getattr(unwrap(module), "config", None), "is_encoder_decoder", False):
+        hint = _hint_at_part(module)
+        if hint:  # else it may be an encoder with the config of the whole
+            raise CompositionError(f"{_called(module)} has a decoder, too; an encoder is needed.{hint}")
+    return found
 
 
 def _width(module: nn.Module | None, provided: Provided | None, given: int | None) -> int:
@@ -352,8 +357,8 @@ def _names(module: nn.Module | None, provided: Provided | None, given: Sequence[
 
 def _hint_at_part(module: nn.Module | None) -> str:
     """Which part of a two-tower model is an encoder that a plugin knows."""
-    for name, part in module.named_children() if module is not None else ():
-        if registry().find_encoder(part) is not None:
+    for name, part in module.named_modules() if module is not None else ():
+        if part is not module and registry().find_encoder(part) is not None:
             return f" Or did you mean its {name}, a {type(part).__name__}? Pass that."
     return ""
 

@@ -80,6 +80,10 @@ class MultimodalProjector(PreTrainedModel):
     config: MultimodalProjectorConfig
     base_model_prefix = ""
     main_input_name = "features"
+    # It attends to nothing, or a plugin's does so by itself: whatever the model is set to (5.23 asks every part).
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
 
     def __init__(self, config: MultimodalProjectorConfig, projection: nn.Module | None = None) -> None:
         super().__init__(config)

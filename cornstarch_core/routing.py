@@ -12,6 +12,9 @@ from .errors import InputError
 
 __all__ = ["batch_of", "check_labels", "checked_positions", "has_media", "route"]
 
+# A flat argument of this name is the language model's; an encoder's own goes into encoder_inputs.
+_OF_TEXT = {"attention_mask", "input_ids", "inputs_embeds", "labels", "past_key_values", "position_ids", "use_cache"}
+
 
 def route(
     encoders: Mapping[str, ModalEncoderModule],
@@ -23,7 +26,8 @@ def route(
     Args:
         encoders: by modality key.
         encoder_inputs: inputs that are namespaced already.
-        kwargs: flat arguments; a name that one encoder declares is that encoder's.
+        kwargs: flat arguments; a name that one encoder declares is that encoder's, unless language models use it, as they
+            do ``attention_mask``.
 
     Returns:
         ``(inputs by modality, the rest)``. Nothing given is changed; ``None`` values are left out.
@@ -108,6 +112,6 @@ def _given(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _owners(encoders: Mapping[str, ModalEncoderModule]) -> dict[str, list[str]]:
     owners: dict[str, list[str]] = {}
     for key, encoder in encoders.items():
-        for name in encoder.all_input_names:
+        for name in {*encoder.all_input_names} - _OF_TEXT:
             owners.setdefault(name, []).append(key)
     return owners

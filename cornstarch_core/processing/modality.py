@@ -91,9 +91,9 @@ class Modality:
 
     def _build_processor(self, given: Any) -> Any:
         if given is not None and not isinstance(given, SavedProcessor):
-            return given
+            return self._wrapped(given)
         if given is not None and given.is_transformers:
-            return given.load()
+            return self._wrapped(given.load())
         built = self._build_by_plugin()
         if given is not None:
             return given.load(self.key, built)
@@ -104,6 +104,11 @@ class Modality:
                 f"or a function (items, return_tensors='pt') -> dict. {registry().explain_unavailable()}".rstrip()
             )
         return built
+
+    def _wrapped(self, given: Any) -> Any:
+        if self.provided is None or self.provided.spec.wrap is None:
+            return given
+        return resolve(self.provided.spec.wrap, self.provided.plugin)(self.context, given, **self._options)
 
     def _build_by_plugin(self) -> Any:
         if self.provided is not None:
@@ -191,26 +196,32 @@ class Modality:
         try:
             return resolve(spec.prepare, self.provided.plugin if self.provided is not None else None)(item)
         except MediaError as error:
-            reason = str(error).removeprefix(f"{spec.modality}: ")
-            raise MediaError(f"{self.key}: sample {sample}, item {index}: {reason}") from error
+            raise MediaError(f"{self.key}: sample {sample}, item {index}: {self._reason(error)}") from error
 
     def _run(self, items: list[Any], places: list[tuple[int, int]], options: Mapping[str, Any]) -> dict[str, Any]:
         try:
             return dict(self.processor(items, return_tensors="pt", **options))
-        except MediaError:
-            raise
         except Exception as error:  # whatever an image processor raises deep inside
-            raise MediaError(f"{self.key}: {self._blame(items, places, options)}: {error}") from error
+            raise MediaError(f"{self.key}: {self._blame(items, places, options, error)}") from error
 
-    def _blame(self, items: list[Any], places: list[tuple[int, int]], options: Mapping[str, Any]) -> str:
-        """Which item an image processor can't take. Runs only when an error is certain."""
+    def _blame(
+        self, items: list[Any], places: list[tuple[int, int]], options: Mapping[str, Any], error: Exception
+    ) -> str:
+        """Which item a processor can't take, and why. Runs only when an error is certain."""
         name = type(self.processor).__name__
         for item, (sample, index) in zip(items, places, strict=True):
             try:
                 self.processor([item], return_tensors="pt", **options)
+            except MediaError as reason:  # says all there is to say
+                return f"sample {sample}, item {index}: {self._reason(reason)}"
             except Exception:
-                return f"sample {sample}, item {index}: {name} can't process it"
-        return f"{name} can't process these {len(items)} items together, though it can process each of them"
+                return f"sample {sample}, item {index}: {name} can't process it: {error}"
+        return f"{name} can't process these {len(items)} items together, though it can process each of them: {error}"
+
+    def _reason(self, error: MediaError) -> str:
+        """A plugin's message without the modality in front, which need not be the key."""
+        modality = self.provided.spec.modality if self.provided is not None else self.key
+        return str(error).removeprefix(f"{modality}: ").removeprefix(f"{self.key}: ")
 
     def _processed(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What the callbacks make of it, on the host."""
