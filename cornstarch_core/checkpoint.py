@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -223,7 +225,37 @@ def load_encoder(key: str, name: str, **kwargs: Any) -> PreTrainedModel:
         raise CompositionError(f"{key}: {name} could be any of {names}; load it with one and use MultimodalModel(...).")
     loader = classes[0] if classes else AutoModel
     logging.get_logger(__name__).info("%s: loading %s as %s", key, name, loader.__name__)
-    return loader.from_pretrained(name, **kwargs)
+    load: Any = partial(loader.from_pretrained, name, output_loading_info=True, **kwargs)
+    encoder, info = load()
+    if not _is_missing(encoder, info):
+        return encoder
+    # Of a part of another model transformers (5.23) finds no weights: their names there begin with where it is.
+    place = _find_place(info)
+    if place is not None:
+        encoder, info = load(key_mapping={f"^{re.escape(place)}": ""})
+    if _is_missing(encoder, info):
+        raise CheckpointError(
+            f"{key}: {name} holds no weights of a {loader.__name__}, so all of them would be random. Load the encoder "
+            "with the class that was saved, and pass it to ModalEncoderModule."
+        )
+    return encoder
+
+
+def _is_missing(encoder: nn.Module, info: Mapping[str, Any]) -> bool:
+    """Whether not one of its weights was found. Single ones may be, such as those of a pooler."""
+    return all(name in info["missing_keys"] for name, _ in encoder.named_parameters())
+
+
+def _find_place(info: Mapping[str, Any]) -> str | None:
+    """What stands before the encoder's names in the checkpoint, for example ``"model.encoder."``."""
+    missing = set(info["missing_keys"])
+    found = Counter(
+        name[: -len(rest)]
+        for name in info["unexpected_keys"]
+        for rest in (name.split(".", depth)[-1] for depth in range(1, name.count(".") + 1))
+        if rest in missing
+    )
+    return found.most_common(1)[0][0] if found else None
 
 
 def _encoder_classes(key: str, configs: set[type]) -> list[type[PreTrainedModel]]:

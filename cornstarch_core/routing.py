@@ -26,8 +26,8 @@ def route(
     Args:
         encoders: by modality key.
         encoder_inputs: inputs that are namespaced already.
-        kwargs: flat arguments; a name that one encoder declares is that encoder's, unless language models use it, as they
-            do ``attention_mask``.
+        kwargs: flat arguments; a name that one encoder declares is that encoder's, unless language models use it too,
+            as they do ``attention_mask``.
 
     Returns:
         ``(inputs by modality, the rest)``. Nothing given is changed; ``None`` values are left out.

@@ -356,6 +356,39 @@ def test_compose_loads_parts_by_folder(tmp_path):
         )
 
 
+@pytest.mark.parametrize("whole", ["WhisperModel", "WhisperForConditionalGeneration"])
+def test_compose_loads_an_encoder_out_of_a_larger_model(whole, tmp_path):
+    """Whose names begin with where the encoder is; no weight is left random."""
+    import sounds
+    import transformers
+
+    sizes = {"decoder_attention_heads": 4, "decoder_ffn_dim": 48, "decoder_layers": 1, "vocab_size": 60}
+    model = getattr(transformers, whole)(sounds.whisper(**sizes).config)
+    model.save_pretrained(tmp_path / "whisper")
+    tiny.llama().save_pretrained(tmp_path / "llama")
+    composed = MultimodalModel.compose(
+        language_model=str(tmp_path / "llama"),
+        encoders={"audio": str(tmp_path / "whisper")},
+        callbacks={"audio": "audio"},
+    )
+    assert type(composed.audio_encoder.module) is type(sounds.whisper())
+    assert tiny.same(composed.audio_encoder.module, tiny.copies(model.get_encoder()))
+    composed.save_pretrained(tmp_path / "composed")
+    assert tiny.same(MultimodalModel.from_pretrained(tmp_path / "composed"), tiny.copies(composed))
+
+
+def test_compose_refuses_an_encoder_without_a_single_weight(tmp_path):
+    """A folder with other weights only: all of the encoder's would be drawn at random."""
+    import sounds
+    from safetensors.torch import save_file
+
+    sounds.whisper().save_pretrained(tmp_path / "whisper")
+    tiny.llama().save_pretrained(tmp_path / "llama")
+    save_file({"decoder.scale": torch.ones(3)}, tmp_path / "whisper" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="audio: .*holds no weights of a WhisperEncoder"):
+        MultimodalModel.compose(str(tmp_path / "llama"), {"audio": str(tmp_path / "whisper")})
+
+
 def test_a_copied_folder_is_a_model_too(mllm, tmp_path):
     """Nothing in the folder depends on where it lies."""
     mllm.save_pretrained(tmp_path / "a")

@@ -348,3 +348,17 @@ def test_a_two_tower_model_is_pointed_at_its_tower():
     text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     with pytest.raises(CompositionError, match="did you mean its vision_model, a CLIPVision"):
         ModalEncoderModule(CLIPModel(CLIPConfig(vision_config=tiny.VISION, text_config=text)))
+
+
+def test_a_model_with_a_decoder_is_refused_with_a_hint_at_its_encoder():
+    """Whisper as it is loaded would want a decoder's inputs; its encoder is what is meant."""
+    import sounds
+    from transformers import WhisperForConditionalGeneration
+
+    sizes = {"decoder_attention_heads": 4, "decoder_ffn_dim": 48, "decoder_layers": 1, "vocab_size": 60}
+    whole = WhisperForConditionalGeneration(sounds.whisper(**sizes).config)
+    with pytest.raises(
+        CompositionError, match="has a decoder, too.*Or did you mean its model.encoder, a WhisperEncoder"
+    ):
+        ModalEncoderModule(whole)
+    assert ModalEncoderModule(whole.get_encoder()).hidden_size == 32

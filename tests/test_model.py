@@ -141,6 +141,38 @@ def test_two_encoders_that_declare_one_name_need_namespaces():
     assert not torch.equal(run(b, b).logits, base)
 
 
+def test_the_attention_mask_is_the_language_models(mllm):
+    """Also in generate, and also where an encoder declares an input of that name: its own goes into encoder_inputs."""
+    seen = []
+
+    def ear(signal, attention_mask=None):
+        seen.append(attention_mask)
+        return signal
+
+    toy = tiny.ToyEncoder()
+    toy.forward = ear
+    encoder = ModalEncoderModule(toy, hidden_size=5, input_names=["signal", "attention_mask"])
+    model = MultimodalModel(encoders={"ear": encoder}, language_model=tiny.llama()).eval()
+    model.set_modality_token_ids({"ear": tiny.IMAGE_TOKEN})
+    batch = {**tiny.prompt(1, tokens=4), "signal": torch.randn(1, 4, 5)}
+    batch.pop("labels")
+    model(**batch)
+    model.generate(**batch, max_new_tokens=1)
+    assert seen == [None, None]
+    model(**batch, encoder_inputs={"ear": {"attention_mask": torch.ones(1, 4)}})
+    assert seen[-1].shape == (1, 4)
+
+
+def test_attention_can_be_chosen_for_the_whole(mllm):
+    """Projectors have none, and don't stand in the way."""
+    mllm.set_attn_implementation("eager")
+    assert mllm.vision_encoder.module.config._attn_implementation == "eager"
+    assert mllm.language_model.config._attn_implementation == "eager"
+    mllm.set_attn_implementation("sdpa")
+    assert mllm.vision_encoder.module.config._attn_implementation == "sdpa"
+    assert mllm(**tiny.prompt(1), pixel_values=tiny.pixels(1)).loss.isfinite()
+
+
 def test_inputs_for_an_encoder_that_is_not_there(mllm):
     """The error lists what there is."""
     with pytest.raises(InputError, match="inputs for audio.*it has vision"):

@@ -43,6 +43,7 @@ TARGETS = (
     "num_tokens",
     "prefix_tokens",
     "prepare",
+    "wrap",
 )
 """The fields of the specs that hold a target."""
 

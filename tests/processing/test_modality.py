@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import sounds
 import tiny
 import torch
 import words
@@ -162,6 +163,48 @@ def test_sampling_rate_goes_to_those_who_know_one():
     batch = processor(text="<audio><vision>", audio=[[0.1, 0.2]], vision=words.image(), sampling_rate=8_000)
     assert heard == {"rate": 8_000}
     assert model(**batch).logits.shape[1] == 4 + ITEM
+
+
+def test_a_plugin_fits_a_given_processor_to_the_encoder(tmp_path):
+    """``ProcessorSpec.wrap`` sees what a user gives, and what is loaded; the caller's own object stays as it is."""
+    from cornstarch_audio.extractors import AudioFeatureExtractor
+    from transformers import WhisperFeatureExtractor
+
+    model = MultimodalModel(
+        encoders={"ear": ModalEncoderModule(sounds.whisper(), callbacks="audio")},
+        language_model=tiny.llama(vocab_size=400),
+    )
+    given = WhisperFeatureExtractor(feature_size=16, chunk_length=30, dither=0.5)
+    processor = words.processor(model=model, processors={"ear": given})
+    wrapped = processor.processors["ear"]
+    assert isinstance(wrapped, AudioFeatureExtractor)
+    assert (wrapped.window, wrapped.extractor.dither) == (sounds.WINDOW, 0.5)
+    assert wrapped.extractor is not given
+    processor.save_pretrained(tmp_path)
+    again = MultimodalProcessor.from_pretrained(tmp_path).processors["ear"]
+    assert isinstance(again, AudioFeatureExtractor)
+    assert (again.window, again.extractor.dither) == (sounds.WINDOW, 0.5)
+
+
+def test_what_a_processor_says_of_an_item_comes_with_its_place():
+    """Once, under the user's name for the modality, also where only the processor can tell."""
+    model = MultimodalModel(
+        encoders={"ear": ModalEncoderModule(tiny_wav2vec2(), callbacks="audio")},
+        language_model=tiny.llama(vocab_size=400),
+    )
+    processor = words.processor(model=model)
+    clips = [[sounds.noise(4000)], [sounds.noise(4000), sounds.noise(399)]]
+    with pytest.raises(MediaError) as caught:
+        processor(text=["<ear>", "<ear> <ear>"], ear=clips)
+    assert str(caught.value).startswith("ear: sample 1, item 1: a clip of 399 samples")
+
+
+def tiny_wav2vec2():
+    """An encoder that needs 400 samples for its first frame."""
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return Wav2Vec2Model(Wav2Vec2Config(conv_dim=(8,) * 7, **sizes)).eval()
 
 
 def test_ready_made_embeddings_are_media():
