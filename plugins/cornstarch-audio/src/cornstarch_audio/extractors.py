@@ -1,0 +1,319 @@
+"""Feature extraction: Hugging Face's own extractor of an encoder's family, for clips of any length and rate.
+
+An extractor of transformers cuts off what is longer than the encoder's window, and says in a mask, or not at all, how
+much of its output is sound. :class:`AudioFeatureExtractor` makes several windows of such a clip, and counts. Must not
+know about tokens or models.
+"""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from cornstarch_core.errors import CheckpointError, CompositionError, MediaError
+from cornstarch_core.specs import EncoderContext
+
+from .families import LENGTHS, WINDOWS, Family, family_of
+from .waveforms import Waveform, at_rate, prepare_audio
+
+__all__ = ["AudioFeatureExtractor", "audio_processor", "wrap_extractor"]
+
+_MOST = 2**40  # samples; more than any clip has
+_HOP, _FRAME = 160, 400  # of Kaldi's spectrograms, fixed in transformers' code
+
+
+# --- from samples to lengths ------------------------------------------------------------------------------------------
+
+
+def _whisper_length(extractor: Any, samples: int) -> int:
+    return -(-samples // extractor.hop_length)
+
+
+def _kaldi_length(samples: int) -> int:
+    return 1 + (samples - _FRAME) // _HOP if samples >= _FRAME else 0
+
+
+def _parakeet_length(extractor: Any, samples: int) -> int:
+    length = samples // extractor.hop_length
+    return length if length > 1 else 0  # it divides by the length less one
+
+
+_LENGTHS: dict[str, Callable[[Any, int], int]] = {
+    "WhisperFeatureExtractor": _whisper_length,
+    "Wav2Vec2FeatureExtractor": lambda extractor, samples: samples,
+    "SeamlessM4TFeatureExtractor": lambda extractor, samples: _kaldi_length(samples) // extractor.stride,
+    "ASTFeatureExtractor": lambda extractor, samples: _kaldi_length(samples),
+    "ParakeetFeatureExtractor": _parakeet_length,
+}
+"""For each extractor of transformers: how long its output is for a number of samples, padding aside."""
+
+
+# --- the extractor ----------------------------------------------------------------------------------------------------
+
+
+class AudioFeatureExtractor:
+    """A feature extractor of transformers, for clips of any length.
+
+    Args:
+        extractor: a ``WhisperFeatureExtractor``, ``Wav2Vec2FeatureExtractor``, ``SeamlessM4TFeatureExtractor``,
+            ``ASTFeatureExtractor`` or ``ParakeetFeatureExtractor``.
+        main: name of its output that holds the sound.
+        time: axis of that output along which length is counted.
+        window: most samples of a row; a longer clip is cut into several, without overlap. ``None``: a row a clip. May
+            be set for an encoder that takes any length, where a clip is too long for the memory.
+        shortest: fewest samples of which the encoder makes a frame.
+        mask_name: under which name to give the mask over lengths; ``None``: none is given.
+
+    Example:
+        >>> import numpy as np
+        >>> from cornstarch_core.specs import EncoderContext
+        >>> from transformers import WhisperConfig
+        >>> context = EncoderContext(key="audio", config=WhisperConfig(), hidden_size=256, text_hidden_size=64)
+        >>> extractor = audio_processor(context)
+        >>> inputs = extractor([np.zeros(8000), np.zeros(45 * 16000)])
+        >>> inputs["input_features"].shape, inputs["audio_lengths"], inputs["audio_windows"]
+        (torch.Size([3, 80, 3000]), [50, 3000, 1500], [1, 2])
+    """
+
+    def __init__(
+        self,
+        extractor: Any,
+        *,
+        main: str,
+        time: int,
+        window: int | None = None,
+        shortest: int = 1,
+        mask_name: str | None = None,
+    ) -> None:
+        self.extractor = extractor
+        self.main = main
+        self.time = time
+        self.window = window
+        self.shortest = shortest
+        self.mask_name = mask_name
+
+    @property
+    def sampling_rate(self) -> int:
+        """In hertz, of the samples that the encoder was made for."""
+        return self.extractor.sampling_rate
+
+    def length(self, samples: int) -> int:
+        """How long the extractor's output is for a number of samples, padding aside."""
+        return _LENGTHS[type(self.extractor).__name__](self.extractor, samples)
+
+    def __call__(
+        self, items: Sequence[Any], sampling_rate: int | None = None, return_tensors: str = "pt", **options: Any
+    ) -> dict[str, Any]:
+        """Extract the features of clips.
+
+        Args:
+            items: clips, as :func:`~cornstarch_audio.waveforms.prepare_audio` takes them.
+            sampling_rate: in hertz, of those that don't know their own; default: the encoder's.
+            return_tensors: ``"pt"``.
+            **options: for the extractor of transformers.
+
+        Returns:
+            What the extractor of transformers gives, one row a clip or window, padded; ``audio_lengths``, a list with
+            the length of the sound in each row; ``audio_windows``, a list with the rows of each clip; and the mask,
+            ``(rows, length)`` int64, if there is a name for it.
+
+        Raises:
+            MediaError: a clip is too short, or of another rate while soxr is missing.
+        """
+        clips = [self._clip(item, sampling_rate) for item in items]
+        rows = [self._windows(clip) for clip in clips]
+        flat = [row for windows in rows for row in windows]
+        lengths = [self.length(len(row)) for row in flat]
+        settings = {"return_attention_mask": True, **self._padding(), **options}
+        features = self.extractor(flat, sampling_rate=self.sampling_rate, return_tensors="pt", **settings)[self.main]
+        inputs = {self.main: features, LENGTHS: lengths, WINDOWS: [len(windows) for windows in rows]}
+        if self.mask_name is not None:
+            inputs[self.mask_name] = _mask(lengths, features.shape[self.time])
+        return inputs
+
+    def _clip(self, item: Any, sampling_rate: int | None) -> np.ndarray:
+        waveform = item if isinstance(item, Waveform) else prepare_audio(item)
+        samples = at_rate(waveform, self.sampling_rate, sampling_rate)
+        if len(samples) < self.shortest:
+            raise MediaError(
+                f"audio: a clip of {self._seconds(len(samples))} is too short; the encoder makes its first frame of "
+                f"{self._seconds(self.shortest)}. Leave it out, or pad it with silence."
+            )
+        return samples
+
+    def _seconds(self, samples: int) -> str:
+        return f"{samples:,} samples ({samples / self.sampling_rate:.3f} s at {self.sampling_rate} Hz)"
+
+    def _windows(self, samples: np.ndarray) -> list[np.ndarray]:
+        if self.window is None:
+            return [samples]
+        parts = [samples[start : start + self.window] for start in range(0, len(samples), self.window)]
+        # what is left at the end may be too short for a frame
+        return parts if len(parts[-1]) >= self.shortest else parts[:-1]
+
+    def _padding(self) -> dict[str, Any]:
+        if type(self.extractor).__name__ == "WhisperFeatureExtractor":
+            return {"padding": "max_length", "max_length": self.window}
+        return {"padding": True}
+
+    # --- as plain data ------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, which :meth:`from_dict` reads."""
+        settings = {name: value for name, value in vars(self).items() if name != "extractor"}
+        return {**settings, "extractor": self.extractor.to_dict()}
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> AudioFeatureExtractor:
+        """Make it again.
+
+        Raises:
+            CheckpointError: the settings are damaged, or those of an extractor that is not supported.
+        """
+        try:
+            settings = dict(settings)
+            saved = dict(settings.pop("extractor"))
+            name = saved.get("feature_extractor_type")
+            if name not in _LENGTHS:  # untrusted: nothing else is ever looked up
+                raise ValueError(f"{str(name)[:60]!r} is not one of {', '.join(_LENGTHS)}")
+            return cls(getattr(transformers, name).from_dict(saved), **settings)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"audio: the saved feature extractor can't be made again: {error}.") from error
+
+
+def _mask(lengths: Sequence[int], longest: int) -> torch.Tensor:
+    return (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+
+
+# --- for an encoder ---------------------------------------------------------------------------------------------------
+
+
+def _whisper(config: Any) -> Any:
+    family = family_of(config)
+    assert family.window is not None
+    seconds = -(-family.window(config) * _HOP // 16000)
+    return transformers.WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=seconds)
+
+
+def _wav2vec2(config: Any) -> Any:
+    return transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+
+
+def _as_it_is(config: Any) -> Any:
+    return transformers.Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+
+
+def _like_wavlm(config: Any) -> Any:
+    """WavLM and UniSpeech-SAT: only the large models, those with layer norms in front, see normalised samples."""
+    return _wav2vec2(config) if config.feat_extract_norm == "layer" else _as_it_is(config)
+
+
+def _seamless(config: Any) -> Any:
+    bins = config.feature_projection_input_dim // 2
+    return transformers.SeamlessM4TFeatureExtractor(feature_size=bins, num_mel_bins=bins, stride=2)
+
+
+def _ast(config: Any) -> Any:
+    return transformers.ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
+
+
+def _parakeet(config: Any) -> Any:
+    try:
+        return transformers.ParakeetFeatureExtractor(feature_size=config.num_mel_bins)
+    except (ImportError, NameError) as error:  # before 5.23 it took its mel filters from librosa
+        raise CompositionError(
+            f"audio: the feature extractor of Parakeet can't be made: {error}. Install librosa, or a later "
+            "transformers."
+        ) from error
+
+
+_EXTRACTORS: dict[str, Callable[[Any], Any]] = {
+    "whisper": _whisper,
+    "qwen2_audio_encoder": _whisper,
+    "voxtral_encoder": _whisper,
+    "audioflamingo3_encoder": _whisper,
+    "glmasr_encoder": _whisper,
+    "wav2vec2": _wav2vec2,
+    "hubert": _wav2vec2,
+    "wavlm": _like_wavlm,
+    "unispeech-sat": _like_wavlm,
+    "data2vec-audio": _wav2vec2,
+    "sew": _wav2vec2,
+    "wav2vec2-conformer": _wav2vec2,
+    "moonshine": _as_it_is,
+    "wav2vec2-bert": _seamless,
+    "parakeet_encoder": _parakeet,
+    "audio-spectrogram-transformer": _ast,
+}
+
+
+def audio_processor(context: EncoderContext, **callback_options: Any) -> AudioFeatureExtractor:
+    """The feature extractor of an encoder's family, set to the encoder's mel bins and window.
+
+    Args:
+        context: the encoder; its ``config`` tells the family.
+        **callback_options: ignored: no callback of this plugin changes how clips are prepared.
+
+    Raises:
+        CompositionError: the family is not known, or its extractor can't be made here.
+    """
+    family_of(context.config, context.key)
+    return wrap_extractor(context, _EXTRACTORS[context.config.model_type](context.config))
+
+
+def wrap_extractor(context: EncoderContext, extractor: Any, **callback_options: Any) -> Any:
+    """A given feature extractor of transformers as an :class:`AudioFeatureExtractor`; anything else as it is.
+
+    Args:
+        context: the encoder.
+        extractor: for example the checkpoint's own, ``AutoFeatureExtractor.from_pretrained("...")``.
+        **callback_options: ignored.
+
+    Raises:
+        CompositionError: its output does not fit the encoder.
+    """
+    if type(extractor).__name__ not in _LENGTHS:
+        return extractor
+    config = context.config
+    family = family_of(config, context.key)
+    _check_fit(context.key, config, family, extractor)
+    wrapped = AudioFeatureExtractor(copy.deepcopy(extractor), main=family.main, time=family.time)
+
+    def frames(samples: int) -> int:
+        return family.frames(config, wrapped.length(samples))
+
+    wrapped.shortest = _first(lambda samples: frames(samples) > 0)
+    if family.window is not None:
+        length = family.window(config)
+        wrapped.window = _first(lambda samples: wrapped.length(samples) > length) - 1
+    if family.takes_mask and getattr(config, "feat_extract_norm", "layer") != "group":  # those were trained without one
+        wrapped.mask_name = family.mask_name
+    return wrapped
+
+
+def _first(holds: Callable[[int], bool]) -> int:
+    """The smallest number of samples for which something holds that then holds for all larger ones."""
+    return bisect_left(range(_MOST), True, lo=1, key=holds)
+
+
+def _check_fit(key: str, config: Any, family: Family, extractor: Any) -> None:
+    if family.main not in extractor.model_input_names:
+        raise CompositionError(
+            f"{key}: a {type(extractor).__name__} gives {extractor.model_input_names[0]}; this encoder, of type "
+            f"{config.model_type!r}, takes {family.main}. Leave {key!r} out of "
+            "MultimodalProcessor(processors=...), and the right one is made."
+        )
+    if family.width is None:
+        return
+    bins = getattr(extractor, "num_mel_bins", extractor.feature_size) * getattr(extractor, "stride", 1)
+    if bins != family.width(config):
+        raise CompositionError(
+            f"{key}: the feature extractor gives spectrograms of {bins} bins, the encoder takes "
+            f"{family.width(config)}. Take the extractor of the same checkpoint."
+        )

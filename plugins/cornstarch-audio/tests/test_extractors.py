@@ -1,0 +1,231 @@
+"""Clips of every kind as features: windows, rates, what is refused, and extractors as plain data."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from cornstarch_audio.extractors import AudioFeatureExtractor, wrap_extractor
+from cornstarch_audio.families import LENGTHS, WINDOWS
+
+from cornstarch_core.errors import CheckpointError, CompositionError, MediaError
+from cornstarch_core.processing.subprocessors import SavedProcessor
+
+SECOND = 16000
+
+
+@pytest.fixture
+def whisper(tiny, extractor_of):
+    """Windows of one second."""
+    return extractor_of("whisper", tiny("whisper"))
+
+
+def test_a_long_clip_becomes_windows(whisper, clip):
+    """Two and a half seconds are two whole windows and a half one; each is what the extractor makes of that piece."""
+    sound = clip(5 * SECOND // 2)
+    inputs = whisper([sound, sound[:1000]])
+    assert inputs[WINDOWS] == [3, 1]
+    assert inputs[LENGTHS] == [100, 100, 50, 7]
+    third = whisper([sound[2 * SECOND :]])["input_features"][0]
+    torch.testing.assert_close(inputs["input_features"][2], third, atol=1e-5, rtol=0)
+
+
+def test_a_rest_too_short_for_a_frame_is_left_out(tiny, extractor_of, clip):
+    """Qwen2-Audio makes its first frame of 321 samples; a window for less would hold nothing."""
+    extractor = extractor_of("qwen2_audio", tiny("qwen2_audio"))
+    assert extractor.shortest == 321
+    assert extractor([clip(SECOND + 320)])[WINDOWS] == [1]
+    assert extractor([clip(SECOND + 321)])[WINDOWS] == [2]
+
+
+def test_features_are_those_of_hugging_face(whisper, clip):
+    """Nothing but windows and lengths is ours."""
+    theirs = whisper.extractor(
+        [clip(SECOND), clip(900, 1)], sampling_rate=SECOND, max_length=SECOND, return_tensors="pt"
+    )
+    assert torch.equal(whisper([clip(SECOND), clip(900, 1)])["input_features"], theirs["input_features"])
+
+
+def test_ten_minutes_are_heard_by_every_family(family, tiny, extractor_of, composed, clip):
+    """In windows of the encoder's own, or else of any length that is set; the frames are as many as counted."""
+    module = tiny(family)
+    extractor, encoder = extractor_of(family, module), composed(module)
+    if extractor.window is None:
+        extractor.window = 20 * SECOND
+    inputs = extractor([clip(600 * SECOND)])
+    assert inputs[WINDOWS] == [-(-600 * SECOND // extractor.window)]
+    with torch.no_grad():
+        (features,) = encoder(**inputs)[0]
+    assert [len(features)] == encoder.counter(inputs)
+    assert torch.isfinite(features).all()
+
+
+def test_a_clip_of_any_length_is_one_row_by_default(tiny, extractor_of, clip):
+    """Ten minutes of it, too: nothing is cut unless that is asked for."""
+    inputs = extractor_of("wav2vec2", tiny("wav2vec2"))([clip(600 * SECOND)])
+    assert (inputs[WINDOWS], inputs[LENGTHS]) == ([1], [600 * SECOND])
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        pytest.param(np.zeros(8000, np.float32), id="silence"),
+        pytest.param(np.ones(8000) * 0.25, id="float64"),
+        pytest.param(np.full(8000, 8192, np.int16), id="int16"),
+        pytest.param(np.full((8000, 2), 0.25, np.float32), id="stereo"),
+        pytest.param(torch.full((8000,), 0.25), id="tensor"),
+        pytest.param({"array": np.full(8000, 0.25), "sampling_rate": SECOND}, id="dictionary"),
+    ],
+)
+def test_every_family_takes_sound_of_every_kind(sound, family, tiny, extractor_of, composed):
+    """Silence, float64, int16, stereo, tensors: finite features, and those of a quarter are equal."""
+    module = tiny(family)
+    extractor, encoder = extractor_of(family, module), composed(module)
+    with torch.no_grad():
+        (features,) = encoder(**extractor([sound]))[0]
+    assert torch.isfinite(features).all()
+    if not (isinstance(sound, np.ndarray) and not sound.any()):
+        with torch.no_grad():
+            (quarter,) = encoder(**extractor([np.full(8000, 0.25, np.float32)]))[0]
+        torch.testing.assert_close(features, quarter)
+
+
+@pytest.mark.parametrize(
+    ("sound", "message"),
+    [
+        (np.zeros(0, np.float32), "empty"),
+        (np.array([0.0, np.nan] * 4000), "4,?000.*NaN|NaN"),
+        (np.full(8000, 30000.0), "unscaled integers"),
+    ],
+)
+def test_every_family_refuses_what_is_no_sound(sound, message, family, tiny, extractor_of):
+    """Empty, NaN, unscaled."""
+    with pytest.raises(MediaError, match=message):
+        extractor_of(family, tiny(family))([sound])
+
+
+def test_one_sample_is_taken_or_refused_with_the_least_there_must_be(family, tiny, extractor_of, composed):
+    """Whisper and its kin hear a frame in it; the others say how many samples they need."""
+    module = tiny(family)
+    extractor = extractor_of(family, module)
+    sound = np.full(1, 0.5, np.float32)
+    if extractor.shortest > 1:
+        with pytest.raises(MediaError, match=rf"1 samples \(0.000 s.*too short.*{extractor.shortest:,} samples"):
+            extractor([sound])
+        return
+    with torch.no_grad():
+        (features,) = composed(module)(**extractor([sound]))[0]
+    assert len(features) == 1
+
+
+def test_another_rate_is_resampled(whisper):
+    """A tone stays the tone it is; the item's own rate wins over the one that is given."""
+    pytest.importorskip("soxr")
+    seconds = np.arange(8000) / 8000
+    tone = np.sin(2 * np.pi * 440 * seconds).astype(np.float32)
+    at_16k = np.sin(2 * np.pi * 440 * np.arange(SECOND) / SECOND).astype(np.float32)
+    given = whisper([tone], sampling_rate=8000)
+    own = whisper([{"array": tone, "sampling_rate": 8000}], sampling_rate=44100)
+    assert given[LENGTHS] == own[LENGTHS] == [100]
+    assert torch.equal(given["input_features"], own["input_features"])
+    expected = whisper([at_16k])["input_features"]
+    assert (given["input_features"].argmax(1)[0, 2:98] == expected.argmax(1)[0, 2:98]).all()
+
+
+def test_another_rate_without_soxr_names_both_and_what_to_install(whisper, monkeypatch):
+    """The error is for people who did not ask for the extra."""
+    monkeypatch.setitem(sys.modules, "soxr", None)
+    with pytest.raises(MediaError, match=r'8000 Hz.*16000 Hz.*pip install "cornstarch-audio\[io\]"'):
+        whisper([np.zeros(8000, np.float32)], sampling_rate=8000)
+
+
+def test_a_given_extractor_of_transformers_is_fitted_to_the_encoder(tiny, context_of, clip):
+    """A checkpoint's own keeps its settings; the caller's object is not touched."""
+    module = tiny("wav2vec2", feat_extract_norm="layer")
+    theirs = transformers.Wav2Vec2FeatureExtractor(do_normalize=False)
+    ours = wrap_extractor(context_of("wav2vec2", module), theirs)
+    assert isinstance(ours, AudioFeatureExtractor)
+    assert ours.extractor is not theirs
+    assert ours.extractor.do_normalize is False
+    assert torch.equal(ours([clip(500)])["input_values"][0], torch.from_numpy(clip(500)))
+    assert wrap_extractor(context_of("wav2vec2", module), ours) is ours
+
+
+def test_what_is_no_extractor_of_transformers_is_used_as_it_is(tiny, context_of):
+    """A function of the user's own knows what it does."""
+
+    def mine(items, return_tensors="pt"):
+        return {"input_features": torch.zeros(len(items), 16, 100)}
+
+    assert wrap_extractor(context_of("whisper", tiny("whisper")), mine) is mine
+
+
+@pytest.mark.parametrize(
+    ("family", "extractor", "message"),
+    [
+        ("whisper", transformers.Wav2Vec2FeatureExtractor(), "gives input_values.*'whisper', takes input_features"),
+        ("whisper", transformers.WhisperFeatureExtractor(feature_size=80), "spectrograms of 80 bins.*takes 16"),
+        ("wav2vec2_bert", transformers.SeamlessM4TFeatureExtractor(), "spectrograms of 160 bins.*takes 32"),
+    ],
+)
+def test_an_extractor_that_does_not_fit_is_refused(family, extractor, message, tiny, context_of):
+    """At once, and not by a shape inside the encoder."""
+    with pytest.raises(CompositionError, match=message):
+        wrap_extractor(context_of(family, tiny(family)), extractor)
+
+
+def test_it_comes_back_from_json(family, tiny, extractor_of, clip):
+    """As a saved processor holds it: the same features."""
+    extractor = extractor_of(family, tiny(family))
+    saved = json.loads(json.dumps(SavedProcessor.of(extractor).to_dict()))
+    again = SavedProcessor(saved["class"], saved["config"]).load("audio", extractor)
+    one, other = extractor([clip(9000)]), again([clip(9000)])
+    assert one.keys() == other.keys()
+    assert torch.equal(one[extractor.main], other[extractor.main])
+    assert {**vars(again), "extractor": 0} == {**vars(extractor), "extractor": 0}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"extractor": {"feature_extractor_type": "os.system"}, "main": "x", "time": 1},
+        {"extractor": {"feature_extractor_type": "WhisperFeatureExtractor"}, "main": "x", "time": 1, "rm": "-rf"},
+        {"extractor": 3, "main": "x", "time": 1},
+    ],
+)
+def test_damaged_settings_are_refused(settings):
+    """Nothing but the known extractors is ever looked up."""
+    with pytest.raises(CheckpointError, match="audio: the saved feature extractor can't be made again"):
+        AudioFeatureExtractor.from_dict(settings)
+
+
+def test_it_goes_to_other_processes(whisper, clip):
+    """Data loader workers get it pickled."""
+    again = pickle.loads(pickle.dumps(whisper))
+    assert torch.equal(again([clip(500)])["input_features"], whisper([clip(500)])["input_features"])
+
+
+def test_parakeet_without_librosa_says_what_to_install(tiny, context_of, monkeypatch):
+    """Older transformers take their mel filters from it."""
+
+    def refuse(**settings):
+        raise NameError("name 'librosa' is not defined")
+
+    monkeypatch.setattr(transformers, "ParakeetFeatureExtractor", refuse)
+    from cornstarch_audio.extractors import audio_processor
+
+    with pytest.raises(CompositionError, match="Install librosa, or a later transformers"):
+        audio_processor(context_of("parakeet", tiny("parakeet")))
+
+
+@pytest.mark.parametrize(("norm", "normalised"), [("group", False), ("layer", True)])
+@pytest.mark.parametrize("name", ["wavlm", "unispeech_sat"])
+def test_only_the_large_models_of_some_families_see_normalised_samples(name, norm, normalised, tiny, extractor_of):
+    """As their published checkpoints are."""
+    assert extractor_of(name, tiny(name, feat_extract_norm=norm)).extractor.do_normalize is normalised
