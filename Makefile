@@ -1,24 +1,27 @@
-# Verbs: demo, demo-anyres, test, check, docs; and test-floor. Each sets itself up in .venv (or .venv-floor) from nothing
+# Verbs: demo, demo-anyres, demo-audio, test, check, docs; and test-floor. Each sets itself up in .venv (or .venv-floor) from nothing
 # but python3, and installs again only when a pyproject.toml or a constraints file has changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PROJECTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml)
-EDITABLE_PLUGINS := $(PLUGINS:%=-e %)
+EDITABLE_PLUGINS := $(patsubst %,-e %,$(PLUGINS:%-audio=%-audio[io]))  # with what its tests read files by
 # ARGS="-k merge" and the like go to pytest. One thread a worker: two workers with two threads each wait for each other.
 PYTEST := -m pytest -n 2 -q $(ARGS)
 ONE_THREAD := OMP_NUM_THREADS=1
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-anyres test check docs test-floor clean
+.PHONY: demo demo-anyres demo-audio test check docs test-floor clean
 
 demo: .venv/installed
 	$(BIN)/python examples/digits.py
 
 demo-anyres: .venv/installed
 	$(BIN)/python examples/read_canvas.py
+
+demo-audio: .venv/installed
+	$(BIN)/python examples/keypad.py
 
 test: .venv/installed
 	$(ONE_THREAD) $(BIN)/python $(PYTEST)

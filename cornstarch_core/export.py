@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -63,10 +64,10 @@ def export_pretrained(
     from .processing.files import is_processor_file
 
     adapters.check_merged(model)
-    _check_dtypes(model)
     _check_processor(model, processor)
     family = _find_family(model)
     theirs, their_processor = resolve(str(family.spec.export), family.plugin)(model, processor)
+    _check_dtypes(model, theirs)
     use_published_names(theirs)
 
     def stale(name: str) -> bool:
@@ -79,9 +80,14 @@ def export_pretrained(
             their_processor.save_pretrained(str(staging))
 
 
-def _check_dtypes(model: nn.Module) -> None:
-    """Other classes load every weight in one dtype: the one that their config names."""
-    found = {parameter.dtype: name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+def _check_dtypes(model: nn.Module, theirs: PreTrainedModel) -> None:
+    """Other classes load every weight in one dtype, that of their config, but for those they keep in float32."""
+    kept = set(theirs._keep_in_fp32_modules_strict or ())  # names of modules, such as Voxtral's embed_positions
+    found = {
+        parameter.dtype: name
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() and not (parameter.dtype == torch.float32 and kept & set(name.split(".")))
+    }
     if len(found) > 1:
         places = ", ".join(f"{name} in {str(dtype).removeprefix('torch.')}" for dtype, name in found.items())
         raise CheckpointError(

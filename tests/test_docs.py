@@ -250,9 +250,16 @@ def tokenizer():
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """Small models in folders that are named as the checkpoints in the docs are, below the current folder."""
+    import numpy as np
+    import soundfile
+    import sounds
     import tiny
+    from transformers import WhisperModel
 
     monkeypatch.chdir(tmp_path)
+    sizes = {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "vocab_size": 60}
+    WhisperModel(sounds.whisper(**sizes).config).save_pretrained("openai/whisper-large-v3")
+    soundfile.write("bark.wav", np.zeros(44_100, np.float32), 44_100)
     tiny.clip().save_pretrained("openai/clip-vit-large-patch14-336")
     tiny.llama(vocab_size=300).save_pretrained("meta-llama/Llama-3.1-8B-Instruct")
     tokenizer().save_pretrained("meta-llama/Llama-3.1-8B-Instruct")

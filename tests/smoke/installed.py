@@ -1,7 +1,7 @@
-"""Try the installed packages out, outside the checkout: python installed.py with-plugin|without-plugin FOLDER.
+"""Try the installed packages out, outside the checkout: python installed.py with|without PLUGIN FOLDER.
 
-The first run composes a model, runs, saves and loads it, and asks the command line. The second, after the vision plugin
-was uninstalled, sees it gone, and what loading the saved model says then.
+The first run composes a model that needs the plugin, runs, saves and loads it, and asks the command line. The second, after
+the plugin was uninstalled, sees it gone, and what loading the saved model says then.
 """
 
 from __future__ import annotations
@@ -31,31 +31,54 @@ def plugins() -> list[str]:
     return [info["id"] for info in json.loads(ask("list", "--json"))]
 
 
-def compose():
-    """A tiny CLIP and a tiny Llama."""
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2}
+
+
+def clip():
+    """A tiny CLIP that gives four features, and what it sees."""
     import torch
-    from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    module = CLIPVisionModel(CLIPVisionConfig(image_size=16, patch_size=8, **SIZES))
+    return module, {"pixel_values": torch.randn(1, 3, 16, 16)}
+
+
+def wav2vec2():
+    """A tiny wav2vec 2.0 that gives four features, and what it hears."""
+    import torch
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    return Wav2Vec2Model(Wav2Vec2Config(conv_dim=(8,) * 7, **SIZES)), {"input_values": torch.randn(1, 1500)}
+
+
+PLUGINS = {"cornstarch-vision": (clip, "llava"), "cornstarch-audio": (wav2vec2, "audio")}
+"""For each plugin an encoder of its own, and a callback."""
+
+
+def compose(plugin: str):
+    """A model with an encoder that the plugin describes, and inputs for it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2}
-    clip = CLIPVisionModel(CLIPVisionConfig(image_size=16, patch_size=8, **sizes))
-    llama = LlamaForCausalLM(LlamaConfig(vocab_size=50, **sizes))
+    build, callback = PLUGINS[plugin]
+    module, media = build()
     mllm = cornstarch_core.MultimodalModel(
-        encoders={"vision": cornstarch_core.ModalEncoderModule(clip, callbacks="llava")}, language_model=llama
+        encoders={"media": cornstarch_core.ModalEncoderModule(module, callbacks=callback)},
+        language_model=LlamaForCausalLM(LlamaConfig(vocab_size=50, **SIZES)),
     )
-    mllm.set_modality_token_ids({"vision": 49})
-    return mllm.eval()
+    mllm.set_modality_token_ids({"media": 49})
+    return mllm.eval(), {"input_ids": torch.tensor([[1, 49, 49, 49, 49, 2]]), **media}
 
 
-def with_plugin(folder: str) -> None:
+def with_plugin(plugin: str, folder: str) -> None:
     """Compose, run, save, load; and the command line knows the plugin."""
     import torch
 
-    assert "cornstarch-vision" in plugins()
-    assert "llava" in ask("show", "cornstarch-vision")
-    assert "cornstarch-vision 0" in ask("doctor")
-    mllm = compose()
-    inputs = {"input_ids": torch.tensor([[1, 49, 49, 49, 49, 2]]), "pixel_values": torch.randn(1, 3, 16, 16)}
+    assert plugin in plugins()
+    assert PLUGINS[plugin][1] in ask("show", plugin)
+    assert f"{plugin} 0" in ask("doctor")
+    mllm, inputs = compose(plugin)
     with torch.no_grad():
         logits = mllm(**inputs).logits
         mllm.save_pretrained(folder)
@@ -63,14 +86,14 @@ def with_plugin(folder: str) -> None:
         assert torch.equal(loaded(**inputs).logits, logits)
     first, second = (model.generate(**inputs, max_new_tokens=3, do_sample=False) for model in (mllm, loaded))
     assert torch.equal(first, second)
-    print("composed, run, saved and loaded: equal")
+    print(f"{plugin}: composed, run, saved and loaded: equal")
 
 
-def without_plugin(folder: str) -> None:
+def without_plugin(plugin: str, folder: str) -> None:
     """The plugin is gone, the core works, and loading says what to install."""
     from cornstarch_core.errors import MissingPluginError
 
-    assert "cornstarch-vision" not in plugins()
+    assert plugin not in plugins()
     ask("list")
     major, minor = map(int, cornstarch_core.__version__.split(".")[:2])
     assert major == 0
@@ -80,10 +103,10 @@ def without_plugin(folder: str) -> None:
     except MissingPluginError as error:
         said = str(error)
     print(f"MissingPluginError: {said}")
-    assert f'pip install "cornstarch-vision>=0.{minor},<0.{minor + 1}"' in said
+    assert f'pip install "{plugin}>=0.{minor},<0.{minor + 1}"' in said
 
 
 if __name__ == "__main__":
     checkout = Path(cornstarch_core.__file__).parent.parent
     assert "site-packages" in checkout.parts, f"this tries what is installed, not {checkout}"
-    {"with-plugin": with_plugin, "without-plugin": without_plugin}[sys.argv[1]](sys.argv[2])
+    {"with": with_plugin, "without": without_plugin}[sys.argv[1]](*sys.argv[2:])
