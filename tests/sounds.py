@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import copy
+import json
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +19,7 @@ from transformers import (
     AudioFlamingo3ForConditionalGeneration,
     LlamaConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
     Qwen2Config,
@@ -24,6 +32,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 RATE = 16000
 VOCABULARY = 400
 WINDOW = 15360  # samples, 0.96 s: 96 frames of a spectrogram, 48 behind the convolutions
+SECOND = 16000  # samples: a window of those whose processor counts windows in whole seconds
 TOWER = {
     "hidden_size": 32,
     "intermediate_size": 128,  # four frames wide, as Voxtral takes it
@@ -50,6 +59,11 @@ def noise(samples: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(scale=0.1, size=samples).astype(np.float32)
 
 
+def clips(sizes: Sequence[Sequence[int]]) -> list[list[np.ndarray]]:
+    """Noise of these lengths for each sample, another for each length."""
+    return [[noise(size, seed=size) for size in sample] for sample in sizes]
+
+
 def tokenizer(token: str = "<|AUDIO|>", **changes: Any) -> Any:
     """One that knows the placeholder, with the id that it has in the models below."""
     made = words.tokenizer(bos=True, **changes)
@@ -58,6 +72,30 @@ def tokenizer(token: str = "<|AUDIO|>", **changes: Any) -> Any:
 
 
 AUDIO = tokenizer().convert_tokens_to_ids("<|AUDIO|>")
+VOXTRAL_AUDIO = 24  # fixed in its processor
+_TEKKEN_TOKENS = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *(f"<SPECIAL_{id}>" for id in range(5, 24))]
+_TEKKEN_TOKENS += ["[AUDIO]", "[BEGIN_AUDIO]", "<pad>"]
+
+
+def tekken() -> str:
+    """The ``tekken.json`` of a tokenizer as Voxtral's: a token for each byte, behind the special ones."""
+    config = {"pattern": r"\s*\S+|\s+", "num_vocab_tokens": 256, "default_num_special_tokens": len(_TEKKEN_TOKENS)}
+    config |= {"default_vocab_size": 256 + len(_TEKKEN_TOKENS), "version": "v7"}
+    vocabulary = [{"rank": b, "token_bytes": base64.b64encode(bytes([b])).decode(), "token_str": None} for b in range(256)]
+    special = [{"rank": rank, "token_str": token, "is_control": True} for rank, token in enumerate(_TEKKEN_TOKENS)]
+    return json.dumps({"config": config, "vocab": vocabulary, "special_tokens": special})
+
+
+@cache
+def _tekken_tokenizer() -> PreTrainedTokenizerFast:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tekken.json").write_text(tekken())
+        return PreTrainedTokenizerFast.from_pretrained(folder, pad_token="<pad>")
+
+
+def voxtral_tokenizer() -> PreTrainedTokenizerFast:
+    """What transformers makes of :func:`tekken` where mistral-common is not installed."""
+    return copy.deepcopy(_tekken_tokenizer())
 
 
 def whisper(seed: int = 0, **changes: Any) -> WhisperEncoder:
@@ -82,18 +120,16 @@ def qwen2_audio(**text: Any) -> Qwen2AudioForConditionalGeneration:
 
 
 def audio_flamingo3(**changes: Any) -> AudioFlamingo3ForConditionalGeneration:
-    """Hugging Face's model with random weights."""
-    config = AudioFlamingo3Config(
-        audio_config=TOWER, text_config=Qwen2Config(**TEXT).to_dict(), audio_token_id=AUDIO, **changes
-    )
-    return _random(AudioFlamingo3ForConditionalGeneration, config)
+    """Hugging Face's model with random weights, for windows of a second."""
+    tower = {**TOWER, "max_source_positions": 50}
+    settings = {"text_config": Qwen2Config(**TEXT).to_dict(), "audio_token_id": AUDIO, **changes}
+    return _random(AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Config(audio_config=tower, **settings))
 
 
 def voxtral(**changes: Any) -> VoxtralForConditionalGeneration:
     """Hugging Face's model with random weights."""
-    text = LlamaConfig(**TEXT, head_dim=16).to_dict()
-    config = VoxtralConfig(audio_config=TOWER, text_config=text, audio_token_id=AUDIO, **changes)
-    return _random(VoxtralForConditionalGeneration, config)
+    settings = {"text_config": LlamaConfig(**TEXT, head_dim=16).to_dict(), "audio_token_id": VOXTRAL_AUDIO, **changes}
+    return _random(VoxtralForConditionalGeneration, VoxtralConfig(audio_config=TOWER, **settings))
 
 
 def _random(model_class: Any, config: Any) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import sounds
 import tiny
 import torch
 import words
 
-from cornstarch_core import MultimodalCollator, MultimodalModel, MultimodalProcessor
+from cornstarch_core import ModalEncoderModule, MultimodalCollator, MultimodalModel, MultimodalProcessor
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,10 +33,33 @@ def set_up(callbacks: str | None = None) -> tuple[MultimodalModel, dict]:
     return model.cuda(), batch.to("cuda")
 
 
-@pytest.mark.parametrize("callbacks", [None, "llava"])
-def test_preparing_a_batch_makes_the_host_wait_for_nothing(callbacks):
+def set_up_sound(encoder: torch.nn.Module) -> tuple[MultimodalModel, dict]:
+    """The same for conversations with 2, 0 and 1 clips of different lengths."""
+    model = MultimodalModel(
+        encoders={"audio": ModalEncoderModule(encoder, callbacks="audio")}, language_model=tiny.llama(vocab_size=400)
+    )
+    processor = MultimodalProcessor(tokenizer=words.tokenizer(), model=model, chat_template=words.CHATML)
+
+    def ask(*lengths: int) -> list[dict]:
+        content = [{"type": "audio", "audio": sounds.noise(length)} for length in lengths]
+        return [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}]
+
+    samples = [ask(9000, 40000), ask(5000), question(0)]
+    return model.cuda(), MultimodalCollator(processor)(samples).to("cuda")
+
+
+PREPARED = {
+    "bare": lambda: set_up(None),
+    "llava": lambda: set_up("llava"),
+    "whisper": lambda: set_up_sound(sounds.whisper()),
+    "qwen2_audio": lambda: set_up_sound(sounds.qwen2_audio().model.audio_tower),
+}
+
+
+@pytest.mark.parametrize("kind", PREPARED)
+def test_preparing_a_batch_makes_the_host_wait_for_nothing(kind):
     """CUDA itself reports no synchronisation on the way to the language model."""
-    model, batch = set_up(callbacks)
+    model, batch = PREPARED[kind]()
     arguments = (batch["input_ids"], None, batch["labels"], batch["encoder_inputs"], {})
     model._prepare(*arguments)  # the first call may set up libraries
     torch.cuda.synchronize()
@@ -47,10 +71,11 @@ def test_preparing_a_batch_makes_the_host_wait_for_nothing(callbacks):
     assert embeds.is_cuda
 
 
+@pytest.mark.parametrize("kind", PREPARED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_training_step_agrees_with_the_cpu(dtype):
+def test_a_training_step_agrees_with_the_cpu(dtype, kind):
     """The same loss, within what the dtype allows; every gradient is finite."""
-    model, batch = set_up("llava")
+    model, batch = PREPARED[kind]()
     expected = model.cpu()(**batch.to("cpu")).loss
     loss = model.to("cuda", dtype)(**batch.to("cuda")).loss
     loss.backward()

@@ -51,8 +51,8 @@ def wav2vec2():
     return Wav2Vec2Model(Wav2Vec2Config(conv_dim=(8,) * 7, **SIZES)), {"input_values": torch.randn(1, 1500)}
 
 
-PLUGINS = {"cornstarch-vision": (clip, "llava"), "cornstarch-audio": (wav2vec2, "audio")}
-"""For each plugin an encoder of its own, and a callback."""
+PLUGINS = {"cornstarch-vision": (clip, "llava", "pixel_shuffle"), "cornstarch-audio": (wav2vec2, "audio", "frame_stack")}
+"""For each plugin an encoder of its own, a callback and a projector type."""
 
 
 def compose(plugin: str):
@@ -61,7 +61,7 @@ def compose(plugin: str):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    build, callback = PLUGINS[plugin]
+    build, callback, _ = PLUGINS[plugin]
     module, media = build()
     mllm = cornstarch_core.MultimodalModel(
         encoders={"media": cornstarch_core.ModalEncoderModule(module, callbacks=callback)},
@@ -76,7 +76,7 @@ def with_plugin(plugin: str, folder: str) -> None:
     import torch
 
     assert plugin in plugins()
-    assert PLUGINS[plugin][1] in ask("show", plugin)
+    assert PLUGINS[plugin][2] in ask("show", plugin)
     assert f"{plugin} 0" in ask("doctor")
     mllm, inputs = compose(plugin)
     with torch.no_grad():
