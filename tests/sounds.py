@@ -18,6 +18,7 @@ from transformers import (
     AudioFlamingo3Config,
     AudioFlamingo3ForConditionalGeneration,
     LlamaConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2AudioConfig,
@@ -41,6 +42,9 @@ TOWER = {
     "num_mel_bins": 16,
     "max_source_positions": 48,
 }
+_NAMES = {"hidden_size": "d_model", "intermediate_size": "encoder_ffn_dim", "num_hidden_layers": "encoder_layers"}
+_NAMES |= {"num_attention_heads": "encoder_attention_heads"}
+_WHISPER = {_NAMES.get(name, name): value for name, value in TOWER.items()}  # the same, as Whisper calls it
 TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
@@ -73,7 +77,7 @@ def tokenizer(token: str = "<|AUDIO|>", **changes: Any) -> Any:
 
 AUDIO = tokenizer().convert_tokens_to_ids("<|AUDIO|>")
 VOXTRAL_AUDIO = 24  # fixed in its processor
-_TEKKEN_TOKENS = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *(f"<SPECIAL_{id}>" for id in range(5, 24))]
+_TEKKEN_TOKENS = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *(f"<SPECIAL_{rank}>" for rank in range(5, 24))]
 _TEKKEN_TOKENS += ["[AUDIO]", "[BEGIN_AUDIO]", "<pad>"]
 
 
@@ -81,7 +85,9 @@ def tekken() -> str:
     """The ``tekken.json`` of a tokenizer as Voxtral's: a token for each byte, behind the special ones."""
     config = {"pattern": r"\s*\S+|\s+", "num_vocab_tokens": 256, "default_num_special_tokens": len(_TEKKEN_TOKENS)}
     config |= {"default_vocab_size": 256 + len(_TEKKEN_TOKENS), "version": "v7"}
-    vocabulary = [{"rank": b, "token_bytes": base64.b64encode(bytes([b])).decode(), "token_str": None} for b in range(256)]
+    vocabulary = [
+        {"rank": b, "token_bytes": base64.b64encode(bytes([b])).decode(), "token_str": None} for b in range(256)
+    ]
     special = [{"rank": rank, "token_str": token, "is_control": True} for rank, token in enumerate(_TEKKEN_TOKENS)]
     return json.dumps({"config": config, "vocab": vocabulary, "special_tokens": special})
 
@@ -100,36 +106,35 @@ def voxtral_tokenizer() -> PreTrainedTokenizerFast:
 
 def whisper(seed: int = 0, **changes: Any) -> WhisperEncoder:
     """An encoder with windows of 0.96 s and 48 frames of width 32."""
-    names = {"hidden_size": "d_model", "intermediate_size": "encoder_ffn_dim", "num_hidden_layers": "encoder_layers"}
-    names["num_attention_heads"] = "encoder_attention_heads"
-    settings = {names.get(name, name): value for name, value in TOWER.items()}
     torch.manual_seed(seed)
-    config = WhisperConfig(**{**settings, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **changes})
+    config = WhisperConfig(**{**_WHISPER, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **changes})
     return WhisperEncoder(config).eval()
 
 
-def qwen2_audio(**text: Any) -> Qwen2AudioForConditionalGeneration:
+def qwen2_audio(tie: bool = False, **changes: Any) -> Qwen2AudioForConditionalGeneration:
     """Hugging Face's model with random weights."""
-    names = {"hidden_size": "d_model", "intermediate_size": "encoder_ffn_dim", "num_hidden_layers": "encoder_layers"}
-    names["num_attention_heads"] = "encoder_attention_heads"
-    tower = {names.get(name, name): value for name, value in TOWER.items()}
-    config = Qwen2AudioConfig(
-        audio_config=tower, text_config=Qwen2Config(**{**TEXT, **text}).to_dict(), audio_token_index=AUDIO
-    )
-    return _random(Qwen2AudioForConditionalGeneration, config)
+    tower = dict(_WHISPER)  # copies, here and below: configs of old (5.17) write into what they are given
+    settings = {"audio_config": tower, **_text(Qwen2Config(**TEXT), tie), "audio_token_index": AUDIO, **changes}
+    return _random(Qwen2AudioForConditionalGeneration, Qwen2AudioConfig(**settings))
 
 
-def audio_flamingo3(**changes: Any) -> AudioFlamingo3ForConditionalGeneration:
+def audio_flamingo3(tie: bool = False, **changes: Any) -> AudioFlamingo3ForConditionalGeneration:
     """Hugging Face's model with random weights, for windows of a second."""
     tower = {**TOWER, "max_source_positions": 50}
-    settings = {"text_config": Qwen2Config(**TEXT).to_dict(), "audio_token_id": AUDIO, **changes}
-    return _random(AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Config(audio_config=tower, **settings))
+    settings = {"audio_config": tower, **_text(Qwen2Config(**TEXT), tie), "audio_token_id": AUDIO, **changes}
+    return _random(AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Config(**settings))
 
 
-def voxtral(**changes: Any) -> VoxtralForConditionalGeneration:
+def voxtral(tie: bool = False, **changes: Any) -> VoxtralForConditionalGeneration:
     """Hugging Face's model with random weights."""
-    settings = {"text_config": LlamaConfig(**TEXT, head_dim=16).to_dict(), "audio_token_id": VOXTRAL_AUDIO, **changes}
-    return _random(VoxtralForConditionalGeneration, VoxtralConfig(audio_config=TOWER, **settings))
+    text = _text(LlamaConfig(**TEXT, head_dim=16), tie)
+    settings = {"audio_config": dict(TOWER), **text, "audio_token_id": VOXTRAL_AUDIO, **changes}
+    return _random(VoxtralForConditionalGeneration, VoxtralConfig(**settings))
+
+
+def _text(config: PreTrainedConfig, tie: bool) -> dict[str, Any]:
+    """Entries of a config for a language model whose head is tied or not."""
+    return {"text_config": {**config.to_dict(), "tie_word_embeddings": tie}, "tie_word_embeddings": tie}
 
 
 def _random(model_class: Any, config: Any) -> Any:
@@ -139,3 +144,33 @@ def _random(model_class: Any, config: Any) -> Any:
         for parameter in model.model.multi_modal_projector.parameters():
             parameter.normal_(std=0.3)
     return model
+
+
+# --- to compare with Hugging Face's -----------------------------------------------------------------------------------
+
+
+def text_of(batch: Any) -> dict[str, torch.Tensor]:
+    """What a batch gives the language model."""
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+def labels_of(batch: Any, token_id: int) -> torch.Tensor:
+    """The ids of a batch but for padding and placeholders."""
+    return batch["input_ids"].masked_fill((batch["attention_mask"] == 0) | (batch["input_ids"] == token_id), -100)
+
+
+def gradients(ours: Any, theirs: Any) -> dict[str, tuple[torch.Tensor | None, torch.Tensor | None]]:
+    """Both gradients of every parameter, by Hugging Face's names."""
+    places = {
+        "audio_encoder.module": "model.audio_tower",
+        "audio_encoder.projector.projection": "model.multi_modal_projector",
+        "language_model.model": "model.language_model",
+        "language_model.lm_head": "lm_head",
+    }
+    expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    found = {}
+    for name, parameter in ours.named_parameters():
+        place = next(place for place in places if name.startswith(place))
+        found[name.replace(place, places[place])] = parameter.grad
+    assert found.keys() == expected.keys()
+    return {name: (found[name], expected[name]) for name in found}

@@ -12,20 +12,25 @@ from transformers import (
     AudioFlamingo3Config,
     AudioFlamingo3ForConditionalGeneration,
     AudioFlamingo3Processor,
+    PreTrainedTokenizerFast,
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
     Qwen2AudioProcessor,
     VoxtralConfig,
     VoxtralForConditionalGeneration,
     VoxtralProcessor,
+    WhisperFeatureExtractor,
 )
 
 from cornstarch_core import ModalEncoderModule, MultimodalProcessor, MultimodalProjector, MultimodalProjectorConfig
 from cornstarch_core.families import CheckpointFamily, adopt_layers
 
 from .extractors import AudioFeatureExtractor
+from .frame_stack import FrameStackProjector
 
 __all__ = ["AUDIO_FLAMINGO3", "QWEN2_AUDIO", "VOXTRAL"]
+
+_VOXTRAL_TOKEN_ID = 24  # fixed in transformers' code (5.23)
 
 
 class AudioFamily(CheckpointFamily):
@@ -71,8 +76,8 @@ class AudioFamily(CheckpointFamily):
         kind = "custom" if projector.is_custom else projector.config.projection_type
         if kind != self.projector_type:
             raise self.refusal(
-                f"its projector is of type {kind!r}; that class has one of type {self.projector_type!r}. Compose with that "
-                "one, and train it."
+                f"its projector is of type {kind!r}; that class has one of type {self.projector_type!r}. Compose with "
+                "that one, and train it."
             )
         return projector.projection
 
@@ -80,9 +85,22 @@ class AudioFamily(CheckpointFamily):
         """Refuse a feature extractor that their processor could not use.
 
         Raises:
-            CheckpointError: it is not Whisper's.
+            CheckpointError: it is not Whisper's, or by itself it pads clips to another window than the encoder's.
         """
-        super().check_media_processor(encoder, _unwrapped(media_processor))
+        extractor = _unwrapped(media_processor)
+        super().check_media_processor(encoder, extractor)
+        if not isinstance(extractor, WhisperFeatureExtractor):
+            raise self.refusal(
+                f"its feature extractor is a {type(extractor).__name__}, and that class's processor works with a "
+                f"WhisperFeatureExtractor only. Leave {encoder.key!r} out of MultimodalProcessor(processors=...), and "
+                "the right one is made; or export without processor=."
+            )
+        if extractor.n_samples != media_processor.window:  # ours pads to the window, theirs as the extractor says
+            raise self.refusal(
+                f"its feature extractor pads clips to {extractor.n_samples:,} samples by itself, and the encoder takes "
+                f"{media_processor.window:,}. Give one whose chunk_length, in whole seconds, fits; or export without "
+                "processor=."
+            )
 
     def processor_arguments(self, encoder: ModalEncoderModule, processor: MultimodalProcessor) -> dict[str, Any]:
         """What their processor is made with: of our feature extractor the one of transformers that is inside."""
@@ -119,12 +137,29 @@ class AudioFlamingo3Family(AudioFamily):
     projector_type = "mlp"
 
     def projector(self, theirs: Any) -> MultimodalProjector:
-        """An ``"mlp"`` of their very layers; a custom one if they have no biases."""
-        return _adopted(theirs, projection_type=self.projector_type)
+        """An ``"mlp"`` of their very layers; where they have no biases, a ``"frame_stack"`` of single frames."""
+        if theirs.config.projector_bias:
+            return _adopted(theirs, projection_type=self.projector_type)
+        return _adopted(theirs, projection_type="frame_stack", **_without_biases(1))
+
+    def projection(self, encoder: ModalEncoderModule) -> nn.Module:
+        """The MLP, or the one without biases.
+
+        Raises:
+            CheckpointError: the projector is another.
+        """
+        projection = encoder.projector.projection
+        if isinstance(projection, FrameStackProjector) and _stacking(projection) == _without_biases(1):
+            return projection
+        return super().projection(encoder)
 
     def projector_settings(self, encoder: ModalEncoderModule) -> dict[str, Any]:
         """Entries of their config for the MLP."""
-        return {"projector_hidden_act": encoder.projector.config.activation, "projector_bias": True}
+        projector = encoder.projector
+        return {
+            "projector_hidden_act": projector.config.activation,
+            "projector_bias": projector.projection.linear_1.bias is not None,
+        }
 
 
 class VoxtralFamily(AudioFamily):
@@ -140,7 +175,7 @@ class VoxtralFamily(AudioFamily):
         """A ``"frame_stack"`` one of their very layers."""
         width = theirs.config.audio_config.hidden_size
         stacked = theirs.model.multi_modal_projector.linear_1.in_features
-        settings = {"in_features": width, "stack_factor": stacked // width, "norm": False, "bias": False}
+        settings = {"in_features": width, **_without_biases(stacked // width)}
         return _adopted(theirs, projection_type=self.projector_type, **settings)
 
     def projection(self, encoder: ModalEncoderModule) -> nn.Module:
@@ -149,12 +184,15 @@ class VoxtralFamily(AudioFamily):
         Raises:
             CheckpointError: the projector is another, or stacks other than that class.
         """
-        projection, config = super().projection(encoder), encoder.module.config
-        wide = encoder.feature_size * encoder.projector.config.stack_factor
-        if wide != config.intermediate_size or config.max_source_positions % encoder.projector.config.stack_factor:
+        projection: Any = super().projection(encoder)
+        config = encoder.module.config
+        found, wanted = _stacking(projection), _without_biases(config.intermediate_size // config.hidden_size)
+        if found != wanted or config.max_source_positions % projection.stack_factor:
             raise self.refusal(
-                f"its projector stacks {encoder.projector.config.stack_factor} frames to a width of {wide}; that class takes "
-                f"the encoder's intermediate_size, {config.intermediate_size}, and windows that it divides."
+                f"its projector has {_said(found)}, for windows of {config.max_source_positions} frames; that class "
+                f"has {_said(wanted)}, as its encoder's intermediate_size says, and windows that stacks divide. "
+                f"Compose with MultimodalProjectorConfig(projection_type={self.projector_type!r}, {_said(wanted)}, "
+                "...), and train it."
             )
         return projection
 
@@ -162,8 +200,29 @@ class VoxtralFamily(AudioFamily):
         """Entries of their config for the MLP."""
         return {"projector_hidden_act": encoder.projector.config.activation}
 
+    def load_processor(self, folder: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint's processor, with a tokenizer that finds placeholders in a text.
+
+        Where mistral-common is installed theirs has one that takes them for plain text (5.23); of the same file
+        tokenizers makes one that gives the same ids, and knows them.
+        """
+        arguments = super().load_processor(folder, **kwargs)
+        if not hasattr(arguments["tokenizer"], "get_added_vocab"):
+            arguments["tokenizer"] = PreTrainedTokenizerFast.from_pretrained(folder, **kwargs)
+        return arguments
+
     def processor_arguments(self, encoder: ModalEncoderModule, processor: MultimodalProcessor) -> dict[str, Any]:
-        """Feature extractor and tokenizer: the rest is fixed in their processor."""
+        """Feature extractor and tokenizer: the rest is fixed in their processor.
+
+        Raises:
+            CheckpointError: the placeholder has another id than the one that is fixed.
+        """
+        token, token_id = processor.tokens[encoder.key], processor.token_ids[encoder.key]
+        if token_id != _VOXTRAL_TOKEN_ID:
+            raise self.refusal(
+                f"its placeholder {token!r} has id {token_id}, and that class's processor takes {_VOXTRAL_TOKEN_ID} "
+                "for it, whatever the tokenizer. Take the tokenizer of a Voxtral, or export without processor=."
+            )
         arguments = super().processor_arguments(encoder, processor)
         return {name: arguments[name] for name in (self.media_processor, "tokenizer")}
 
@@ -174,6 +233,21 @@ AUDIO_FLAMINGO3 = AudioFlamingo3Family()
 """Audio Flamingo 3."""
 VOXTRAL = VoxtralFamily()
 """Voxtral."""
+
+
+def _without_biases(frames: int) -> dict[str, Any]:
+    """Options of a ``"frame_stack"`` projector that is nothing but two linear layers, without biases, and stacking."""
+    return {"stack_factor": frames, "norm": False, "bias": False}
+
+
+def _stacking(projection: FrameStackProjector) -> dict[str, Any]:
+    """The same options of one that is there."""
+    norm, bias = isinstance(projection.norm_before, nn.RMSNorm), projection.linear_1.bias is not None
+    return {"stack_factor": projection.stack_factor, "norm": norm, "bias": bias}
+
+
+def _said(options: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
 def _adopted(theirs: Any, **settings: Any) -> MultimodalProjector:
