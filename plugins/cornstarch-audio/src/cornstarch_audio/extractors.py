@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,7 @@ class AudioFeatureExtractor:
         time: axis of that output along which length is counted.
         window: most samples of a row; a longer clip is cut into several, without overlap. ``None``: a row a clip. May
             be set for an encoder that takes any length, where a clip is too long for the memory.
+        cut_late: whether a clip is cut after its features were made, and not before, as Voxtral's are.
         shortest: fewest samples of which the encoder makes a frame.
         mask_name: under which name to give the mask over lengths; ``None``: none is given.
 
@@ -88,6 +89,7 @@ class AudioFeatureExtractor:
         main: str,
         time: int,
         window: int | None = None,
+        cut_late: bool = False,
         shortest: int = 1,
         mask_name: str | None = None,
     ) -> None:
@@ -95,6 +97,7 @@ class AudioFeatureExtractor:
         self.main = main
         self.time = time
         self.window = window
+        self.cut_late = cut_late
         self.shortest = shortest
         self.mask_name = mask_name
 
@@ -130,12 +133,22 @@ class AudioFeatureExtractor:
         rows = [self._windows(clip) for clip in clips]
         flat = [row for windows in rows for row in windows]
         lengths = [self.length(len(row)) for row in flat]
-        settings = {"return_attention_mask": True, **self._padding(), **options}
-        features = self.extractor(flat, sampling_rate=self.sampling_rate, return_tensors="pt", **settings)[self.main]
+        features = self._extract_whole(clips, options) if self.cut_late else self._extract(flat, options)
         inputs = {self.main: features, LENGTHS: lengths, WINDOWS: [len(windows) for windows in rows]}
         if self.mask_name is not None:
             inputs[self.mask_name] = _mask(lengths, features.shape[self.time])
         return inputs
+
+    def _extract(self, rows: Sequence[np.ndarray], options: Mapping[str, Any]) -> torch.Tensor:
+        settings = {"return_attention_mask": True, **self._padding(), **options}
+        return self.extractor(rows, sampling_rate=self.sampling_rate, return_tensors="pt", **settings)[self.main]
+
+    def _extract_whole(self, clips: Sequence[np.ndarray], options: Mapping[str, Any]) -> torch.Tensor:
+        """Each clip's features as one, padded to whole windows, then cut."""
+        whole = {"padding": "longest", "pad_to_multiple_of": self.window, "truncation": False, **options}
+        features = [self._extract([clip], whole)[0] for clip in clips]
+        length = self.length(self.window or 0)
+        return torch.cat([torch.stack(one.split(length, self.time - 1)) for one in features])
 
     def _clip(self, item: Any, sampling_rate: int | None) -> np.ndarray:
         waveform = item if isinstance(item, Waveform) else prepare_audio(item)
@@ -283,7 +296,9 @@ def wrap_extractor(context: EncoderContext, extractor: Any, **callback_options: 
     config = context.config
     family = family_of(config, context.key)
     _check_fit(context.key, config, family, extractor)
-    wrapped = AudioFeatureExtractor(copy.deepcopy(extractor), main=family.main, time=family.time)
+    wrapped = AudioFeatureExtractor(
+        copy.deepcopy(extractor), main=family.main, time=family.time, cut_late=family.cut_late
+    )
 
     def frames(samples: int) -> int:
         return family.frames(config, wrapped.length(samples))

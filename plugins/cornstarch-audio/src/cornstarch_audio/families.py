@@ -52,6 +52,7 @@ class Family:
         width: ``(config) -> int``: the size of its other axis; ``None``: there is none.
         frames: ``(config, length) -> int``: the frames that belong to sound of this length.
         window: ``(config) -> int``: the only length that the encoder takes; ``None``: it takes any.
+        cut_late: whether a long clip is cut into windows only after its spectrogram was made.
         mask_name: what Hugging Face's processor calls the mask over lengths; ``None``: it makes none.
         takes_mask: whether the encoder itself takes that mask, under that name.
         masks: ``(config) -> bool``: whether the mask makes a padded clip's frames those of the clip alone. Without a
@@ -66,6 +67,7 @@ class Family:
     frames: Callable[[Any, int], int]
     width: Callable[[Any], int] | None = None
     window: Callable[[Any], int] | None = None
+    cut_late: bool = False
     mask_name: str | None = None
     takes_mask: bool = False
     masks: Callable[[Any], bool] = lambda config: False
@@ -201,7 +203,7 @@ def _waveform(frames: Callable[[Any, int], int] = _from_waveform, **settings: An
 FAMILIES: dict[str, Family] = {
     "whisper": _fixed(_halved),
     "qwen2_audio_encoder": _fixed(_pooled, "feature_attention_mask"),
-    "voxtral_encoder": _fixed(_halved),
+    "voxtral_encoder": _fixed(_halved, cut_late=True),
     "audioflamingo3_encoder": _fixed(_pooled, "input_features_mask", takes_mask=True),
     "glmasr_encoder": _fixed(_halved, "input_features_mask", window=lambda config: 2 * config.max_position_embeddings),
     "wav2vec2": _waveform(masks=_is_masked_exactly),
