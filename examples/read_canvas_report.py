@@ -38,7 +38,8 @@ def draw_report(
     figure = plt.figure(figsize=(16, 13), layout="constrained")
     figure.suptitle(
         f"Whole canvases read without a mistake, of {len(canvases)} held out: {right['tiled'].mean():.0%} with tiling, "
-        f"{right['untiled'].mean():.0%} squeezed into one view, after {len(losses['tiled']):,} steps each", fontsize=16, fontweight="bold",
+        f"{right['untiled'].mean():.0%} squeezed into one view, after {len(losses['tiled']):,} steps each",
+        fontsize=16, fontweight="bold",
     )  # fmt: skip
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 2])
     curve, by_digits, by_layout = top.subplots(1, 3, width_ratios=[1.3, 1, 1])
