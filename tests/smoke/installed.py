@@ -51,7 +51,10 @@ def wav2vec2():
     return Wav2Vec2Model(Wav2Vec2Config(conv_dim=(8,) * 7, **SIZES)), {"input_values": torch.randn(1, 1500)}
 
 
-PLUGINS = {"cornstarch-vision": (clip, "llava", "pixel_shuffle"), "cornstarch-audio": (wav2vec2, "audio", "frame_stack")}
+PLUGINS = {
+    "cornstarch-vision": (clip, "llava", "pixel_shuffle"),
+    "cornstarch-audio": (wav2vec2, "audio", "frame_stack"),
+}
 """For each plugin an encoder of its own, a callback and a projector type."""
 
 
