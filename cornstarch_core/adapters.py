@@ -10,7 +10,7 @@ from torch import nn
 from ._hf import is_peft
 from .errors import CheckpointError
 
-__all__ = ["attach", "check_merged", "check_savable", "describe", "freeze_base"]
+__all__ = ["adapter_weights", "attach", "check_merged", "check_savable", "describe", "freeze_base"]
 
 _WAY_OUT = (
     "Merge them (merge_and_unload()), or save the adapters alone with PeftModel.save_pretrained and the model without "
@@ -42,6 +42,13 @@ def attach(module: nn.Module, record: dict[str, Any] | None, where: str) -> nn.M
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: its adapters can't be attached by this version of peft: {error}.") from error
     return model
+
+
+def adapter_weights(module: nn.Module) -> set[int]:
+    """``id`` of each weight that PEFT has put into ``module``, wrapped as a whole or layer by layer."""
+    layers = [part for part in module.modules() if _is_tuner_layer(part)]
+    own = [layer.named_parameters() for layer in layers]
+    return {id(weight) for named in own for name, weight in named if not name.startswith("base_layer.")}
 
 
 def freeze_base(module: Any) -> None:

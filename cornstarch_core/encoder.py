@@ -107,6 +107,7 @@ class ModalEncoderModule(nn.Module):
         if self.callback_options and self.callback_name is None:
             raise TypeError("callback_options= goes with callbacks='name'; a ModalCallbacks has its options already.")
         self.callback_provided: Provided | None = None
+        self.runs = 0  # forward passes so far, for those who wonder whether there were any
         self.callback_dtype: str | None = None  # of parameters that a registered callback will have; default: torch's
         overrides = {
             "preprocess": preprocess_callback,
@@ -226,6 +227,8 @@ class ModalEncoderModule(nn.Module):
         """
         given = {name: value for name, value in inputs.items() if name != POSITIONS}
         self._check_inputs(given)
+        if not torch.compiler.is_compiling():  # it would compile anew for each number
+            self.runs += 1
         prepared = self._call("preprocess", dict(given))
         not_taken = {*given, *self.modal_callbacks.input_names} - {*self.input_names}
         output = self._run_module({name: value for name, value in prepared.items() if name not in not_taken})

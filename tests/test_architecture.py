@@ -28,6 +28,7 @@ FLOORS = [
     "routing export description",
     "checkpoint",
     "model",
+    "training",
     "processing.media processing.spans processing.batch processing.subprocessors processing.templates",
     "processing.chat processing.modality",
     "processing.arguments processing.encoding processing.files",
