@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["build_encoders", "build_language_model", "describe"]
 
 _STEPS = ("preprocess", "postprocess_module", "postprocess_projector")
-_FUNCTIONS = (*_STEPS, "run_module", "num_tokens", "num_features", "process")
+_FUNCTIONS = (*_STEPS, "run_module", "num_tokens", "num_features", "process", "dummy_inputs")
 
 
 # --- a model as plain data --------------------------------------------------------------------------------------------

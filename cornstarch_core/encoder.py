@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,6 +96,7 @@ class ModalEncoderModule(nn.Module):
         self.projector = _as_projector(projector)
         self.provided = _find_spec(self.module, name)
         self.hidden_size = _width(self.module, self.provided, hidden_size)
+        self._dummy_inputs = _dummy_inputs(self.module, self.provided, self.hidden_size)
         self.input_names = _names(self.module, self.provided, input_names)
         if not isinstance(callbacks, (ModalCallbacks, str, type(None))):
             raise TypeError(
@@ -160,6 +162,14 @@ class ModalEncoderModule(nn.Module):
     def feature_size(self) -> int:
         """Width of the features that enter the projector."""
         return self.modal_callbacks.hidden_size or self.hidden_size
+
+    @property
+    def dummy_inputs(self) -> Callable[[], dict[str, Any]] | None:
+        """Makes the smallest valid inputs, one media item; ``None`` if nobody says what they are."""
+        complete = self.modal_callbacks.dummy_inputs
+        if self._dummy_inputs is None and complete is None:
+            return None
+        return lambda: (complete or dict)(self._dummy_inputs() if self._dummy_inputs is not None else {})
 
     @property
     def all_input_names(self) -> tuple[str, ...]:
@@ -325,6 +335,16 @@ def _find_spec(module: nn.Module | None, name: str | None) -> Provided | None:
         if hint:  # else it may be an encoder with the config of the whole
             raise CompositionError(f"{_called(module)} has a decoder, too; an encoder is needed.{hint}")
     return found
+
+
+def _dummy_inputs(
+    module: nn.Module | None, provided: Provided | None, width: int
+) -> Callable[[], dict[str, Any]] | None:
+    if module is None:
+        return lambda: {EMBEDS: torch.zeros(1, 1, width)}
+    if provided is None:
+        return None
+    return partial(resolve(provided.spec.dummy_inputs, provided.plugin), getattr(unwrap(module), "config", None))
 
 
 def _width(module: nn.Module | None, provided: Provided | None, given: int | None) -> int:

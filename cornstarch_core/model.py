@@ -25,6 +25,7 @@ from ._hf import (
     warn_of_right_padding,
 )
 from .config import MultimodalConfig
+from .distributed import idle_output, must_run
 from .encoder import POSITIONS, ModalEncoderModule
 from .errors import CompositionError, InputError, PlaceholderMismatchError
 from .plugins import registry
@@ -225,7 +226,8 @@ class MultimodalModel(CompositeModel):
         batch = batch_of(tokens, 2 if inputs_embeds is None else 3)
         check_labels(labels, batch)
         placed = [self._encode(key, media.get(key, {}), input_ids, batch) for key in self.encoders]
-        found = [one for one in placed if one is not None]
+        found = [one for one in placed if isinstance(one, tuple)]
+        idle = [one for one in placed if isinstance(one, torch.Tensor)]
         if inputs_embeds is None:
             inputs_embeds = embed(self.language_model, self._in_table(tokens))
         if found:
@@ -233,6 +235,8 @@ class MultimodalModel(CompositeModel):
             features_ND = torch.cat([features for _, features in found])  # noqa: N806
             inputs_embeds = merge.place(inputs_embeds, positions_P, features_ND)
             labels = merge.mask_labels(labels, positions_P) if labels is not None else None
+        for zero in idle:
+            inputs_embeds = inputs_embeds + zero.to(inputs_embeds)
         return inputs_embeds, bool(found), labels, kwargs
 
     def _in_table(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -240,8 +244,11 @@ class MultimodalModel(CompositeModel):
 
     def _encode(
         self, key: str, inputs: Mapping[str, Any], input_ids: torch.Tensor | None, batch: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """``(positions (P,), features (P, D))`` of one modality, or ``None`` if the batch has none of it."""
+    ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor | None:
+        """``(positions (P,), features (P, D))`` of one modality; ``None`` if the batch has none of it.
+
+        Or then a zero, if other ranks wait for the encoder: all run their encoders in one order.
+        """
         encoder = self.encoders[key]
         positions = self._positions(key, inputs, input_ids)
         if not has_media(encoder, inputs):
@@ -250,7 +257,7 @@ class MultimodalModel(CompositeModel):
                     f"{key}: the prompt has {len(positions)} placeholder tokens, but no media are given. "
                     f"Pass {', '.join(encoder.input_names)}, or take the placeholders out of the text."
                 )
-            return None
+            return idle_output(encoder) if must_run(encoder) else None
         if positions is None:
             raise InputError(
                 f"{key}: where its features go is not known. Use MultimodalProcessor(model=...), which says so, or "

@@ -189,6 +189,9 @@ class ModalCallbacks:
         process: ``(encoder_inputs) -> encoder_inputs``, run by the processor right after the image processor or
             feature extractor: on the host, once a batch, for all of its items, and before they are counted. The place
             for what would cost ``preprocess`` a device sync; default: unchanged.
+        dummy_inputs: ``(encoder_inputs) -> encoder_inputs``: completes the smallest inputs that the encoder takes with
+            what the callbacks read; of an encoder that no plugin describes it gets none. Ranks run on them that lack
+            the modality while others have it; default: unchanged.
         hidden_size: feature width after ``postprocess_module``; default: the encoder's.
         input_names: inputs that only the callbacks read, for example ``("image_sizes",)``; the encoder never gets them.
 
@@ -209,5 +212,6 @@ class ModalCallbacks:
     num_tokens: Callable[..., list[int]] | None = None
     num_features: Callable[..., list[int]] | None = None
     process: Callable[..., dict[str, Any]] | None = None
+    dummy_inputs: Callable[..., dict[str, Any]] | None = None
     hidden_size: int | None = None
     input_names: tuple[str, ...] = ()

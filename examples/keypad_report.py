@@ -36,8 +36,8 @@ def draw_report(
     middle.suptitle("Held-out numbers as they sound, with what the model wrote; mistakes, in red, come first")
     _draw_numbers(middle, exercises["number"], answers["number"])
     bottom.suptitle(
-        "“Was this digit dialled?” Held-out scans, each with the tone beside it, and the model's answer; mistakes "
-        "in red,\nwith the right answer in brackets"
+        "“Was this digit dialled?” Held-out scans with the tone beside them, and what the model answered;\n"
+        "mistakes, in red, come first, with the right answer in brackets"
     )
     _draw_pairs(bottom, exercises["pair"], answers["pair"])
     figure.savefig(path, dpi=110)
@@ -61,7 +61,9 @@ def _draw_lengths(axes: plt.Axes, numbers: list[Exercise], answers: list[str]) -
     bars = axes.bar(lengths, [100 * right[digits == length].mean() for length in lengths], color=BLUE)
     axes.bar_label(bars, fmt="%.0f", fontsize=9)
     axes.set_xticks(lengths, [f"{length}\n({(digits == length).sum()})" for length in lengths])
-    axes.set(title="Numbers without a mistake", xlabel="digits (how many numbers)", ylabel="%", ylim=(0, 112))
+    axes.set(
+        title="Numbers without a mistake", xlabel="digits (how many numbers)", ylabel="% of numbers", ylim=(0, 112)
+    )
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -81,8 +83,9 @@ def _draw_confusions(axes: plt.Axes, pairs: list[Exercise], answers: list[str]) 
 def _draw_needs(axes: plt.Axes, accuracies: dict[str, float]) -> None:
     names = {"scan\nand sound": "pair", "blank\nscan": "pair_without_scan", "silence": "pair_without_sound"}
     heights = [100 * accuracies[f"{name}_accuracy"] for name in names.values()]
-    bars = axes.bar(list(names), heights, color=[BLUE, GREY, GREY])
-    axes.bar_label(bars, fmt="%.1f")
+    axes.bar(list(names), heights, color=[BLUE, "#6f88a8", "#6f88a8"])
+    for place, height in enumerate(heights):
+        axes.text(place, 25, f"{height:.1f}", ha="center", color="white", fontsize=12)  # well below the line of a guess
     axes.axhline(50, color="black", linewidth=1, linestyle="--", label="a guess")
     axes.legend(loc="upper right", frameon=False)
     axes.set(title="Both are needed", ylabel="% of pairs right", ylim=(0, 112))

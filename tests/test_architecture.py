@@ -25,7 +25,7 @@ FLOORS = [
     "config projector adapters merge decoders",
     "counting",
     "encoder",
-    "routing export description",
+    "routing export description distributed",
     "checkpoint",
     "model",
     "training",

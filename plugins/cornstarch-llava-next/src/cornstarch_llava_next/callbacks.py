@@ -80,6 +80,7 @@ def llava_next(
         preprocess=anyres.prepare,
         postprocess_projector=PackFeatures(anyres, context.text_hidden_size),
         process=anyres.prepare,
+        dummy_inputs=anyres.dummy,
         num_features=anyres.num_features,
         input_names=("image_sizes", INDEX, SIZES),
     )
@@ -127,6 +128,12 @@ class AnyResolution:
             INDEX: index.to(pixels.device, non_blocking=True),
             SIZES: [(tiling.crops, self._features(tiling)) for tiling in tilings],
         }
+
+    def dummy(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """One black image of the size of a crop, with as many crops as it is cut into."""
+        size = (self.tiler.crop_size, self.tiler.crop_size)
+        channels = inputs["pixel_values"].shape[1]
+        return {"pixel_values": torch.zeros(self.tiler.tile(size).crops, channels, *size), "image_sizes": [size]}
 
     def num_features(self, encoder_inputs: dict[str, Any], counts: list[int]) -> list[int]:
         """Packed features of each image.

@@ -1,0 +1,56 @@
+"""Ranks that lack a modality which others have: what has to run on all of them, and how it runs without media.
+
+Replicating, sharding and reducing are torch.distributed's to do. It only asks that every rank does the same, in the
+same order: gradients of replicated weights are reduced once all of them are there, and sharded weights are gathered
+whenever any rank runs them. A batch without images would leave the others waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from .encoder import ModalEncoderModule
+from .errors import CompositionError
+
+__all__ = ["idle_output", "must_run"]
+
+
+def must_run(module: nn.Module) -> bool:
+    """Whether this rank has to run ``module`` although it has nothing for it, because others may have.
+
+    So it is where several processes train its weights, or hold a share of each. One process never has to.
+    """
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return False
+    weights = list(module.parameters())
+    sharded = any(hasattr(weight, "placements") for weight in weights)  # a DTensor
+    return sharded or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
+
+
+def idle_output(encoder: ModalEncoderModule) -> torch.Tensor:
+    """A zero that depends on all weights of ``encoder``: it runs on the smallest inputs there are.
+
+    Raises:
+        CompositionError: nobody says what those are.
+    """
+    if encoder.dummy_inputs is None:
+        raise CompositionError(
+            f"{encoder.key}: this rank has a batch without any, while others may have some, so the encoder must run on "
+            "inputs that mean nothing; what those look like is not known. Register the encoder in a plugin, with "
+            "dummy_inputs, or give ModalCallbacks(dummy_inputs=f), where f(inputs) returns them."
+        )
+    device = next(encoder.parameters()).device
+    features: Any = encoder(**_on(device, encoder.dummy_inputs()))[0]
+    flat = features if isinstance(features, torch.Tensor) else torch.cat(list(features))
+    return (0 * flat).sum()  # in this order: a sum of many may overflow
+
+
+def _on(device: torch.device, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in inputs.items()
+    }
