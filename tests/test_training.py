@@ -170,3 +170,27 @@ def test_only_composed_models_are_audited():
     """A bare language model has no parts."""
     with pytest.raises(TypeError, match="expected a MultimodalModel, not LlamaForCausalLM"):
         audit(tiny.llama())
+
+
+# --- accumulation -----------------------------------------------------------------------------------------------------
+
+
+def test_four_micro_batches_of_unequal_length_give_the_gradients_of_one_batch():
+    """With ``num_items_in_batch`` each token counts the same, whichever micro-batch it is in."""
+    import two_modalities
+
+    model = two_modalities.compose().eval()  # no dropout
+    shares = ("v", "a t", "t", "v a v")
+    batches = [two_modalities.make_batch(model, share) for share in shares]
+    counts = [two_modalities.learned(batch) for batch in batches]
+    assert len(set(counts)) > 2
+    for batch in batches:
+        model(**batch, num_items_in_batch=sum(counts)).loss.backward()
+    accumulated = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    samples = [two_modalities.sample(kind, seed) for share in shares for seed, kind in enumerate(share.split())]
+    model(**two_modalities.collate(model, samples)).loss.backward()
+    assert accumulated.keys() == {name for name, p in model.named_parameters() if p.grad is not None}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(accumulated[name], parameter.grad, atol=1e-6, rtol=1e-5, msg=name)

@@ -29,8 +29,13 @@ def compose() -> MultimodalModel:
 
 def make_batch(model: MultimodalModel, share: str) -> dict[str, Any]:
     """One batch of a share such as ``"v t"``."""
+    return collate(model, [sample(kind, seed) for seed, kind in enumerate(share.split())])
+
+
+def collate(model: MultimodalModel, samples: list[list[dict]]) -> dict[str, Any]:
+    """One batch of conversations."""
     processor = MultimodalProcessor(tokenizer=words.tokenizer(), model=model, chat_template=words.CHATML)
-    return dict(MultimodalCollator(processor)([sample(kind, seed) for seed, kind in enumerate(share.split())]))
+    return dict(MultimodalCollator(processor)(samples))
 
 
 def sample(kind: str, seed: int) -> list[dict]:
