@@ -95,6 +95,8 @@ class ModalEncoderModule(nn.Module):
         self.module = _one_of(module=module, model=model)
         self.projector = _as_projector(projector)
         self.provided = _find_spec(self.module, name)
+        if hidden_size is None or input_names is None:
+            _check_has_no_decoder(self.module, self.provided)
         self.hidden_size = _width(self.module, self.provided, hidden_size)
         self._dummy_inputs = _dummy_inputs(self.module, self.provided, self.hidden_size)
         self.input_names = _names(self.module, self.provided, input_names)
@@ -329,12 +331,17 @@ def _as_projector(projector: nn.Module | None) -> MultimodalProjector | None:
 def _find_spec(module: nn.Module | None, name: str | None) -> Provided | None:
     if name is not None:
         return registry().lookup("encoders", name)
-    found = registry().find_encoder(unwrap(module)) if module is not None else None
-    if found is None and getattr(getattr(unwrap(module), "config", None), "is_encoder_decoder", False):
-        hint = _hint_at_part(module)
-        if hint:  # else it may be an encoder with the config of the whole
-            raise CompositionError(f"{_called(module)} has a decoder, too; an encoder is needed.{hint}")
-    return found
+    return registry().find_encoder(unwrap(module)) if module is not None else None
+
+
+def _check_has_no_decoder(module: nn.Module | None, provided: Provided | None) -> None:
+    """Raise for a model of transformers that is more than the encoder that a plugin knows inside it."""
+    model = unwrap(module)
+    if provided is not None or not isinstance(model, PreTrainedModel) or not model.config.is_encoder_decoder:
+        return
+    hint = _hint_at_part(module)
+    if hint:  # else it may be an encoder with the config of the whole
+        raise CompositionError(f"{_called(module)} has a decoder, too; an encoder is needed.{hint}")
 
 
 def _dummy_inputs(

@@ -159,7 +159,8 @@ class MultimodalProcessor(ProcessorMixin):
             pad_to_multiple_of: round the length of the batch up.
             add_special_tokens: whether the tokenizer's special tokens are added; default: unless the text begins with
                 BOS, as one does that a chat template wrote.
-            sampling_rate: of the audio given, for feature extractors, which refuse a wrong one.
+            sampling_rate: in hertz, of audio that does not tell its own; another than the encoder's is resampled or
+                refused, as its plugin says.
             return_tensors: ``"pt"``.
             **kwargs: media, under a modality's key (``vision=``) or a usual name for it (``images=``): a list of items
                 a sample (``[[a], [b, c]]``; ``None`` for none) or a flat list, which the placeholders divide. And

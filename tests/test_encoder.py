@@ -362,3 +362,21 @@ def test_a_model_with_a_decoder_is_refused_with_a_hint_at_its_encoder():
     ):
         ModalEncoderModule(whole)
     assert ModalEncoderModule(whole.get_encoder()).hidden_size == 32
+
+
+def test_a_module_of_ones_own_may_hold_an_encoder_with_its_config():
+    """It has no decoder, whatever the config of the encoder inside says."""
+    import sounds
+
+    class Mine(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = sounds.whisper()
+            self.config = self.encoder.config
+
+        def forward(self, input_features):
+            return self.encoder(input_features).last_hidden_state
+
+    encoder = ModalEncoderModule(Mine(), hidden_size=32, input_names="input_features")
+    encoder.complete("audio", 8)
+    assert encoder(input_features=torch.zeros(1, 16, 96))[0].shape == (1, 48, 8)

@@ -239,3 +239,14 @@ def test_it_comes_back_equal_in_a_fresh_process(tmp_path):
     namespace: dict = {}
     exec(code, namespace)
     assert done.stdout.strip().splitlines()[-1] == str(namespace["say"](model, processor, str(tmp_path)))
+
+
+def test_a_collator_goes_to_spawned_workers():
+    """Data loaders pickle it where processes are spawned; it makes the same batch there."""
+    import pickle
+
+    model = compose()
+    collate = MultimodalCollator(make_processor(model))
+    again = pickle.loads(pickle.dumps(collate))
+    sample = conversation(["audio", "image"])
+    assert words.same(dict(again([sample])), dict(collate([sample])))

@@ -233,7 +233,10 @@ class Modality:
         return dict(processed)
 
     def _count(self, inputs: dict[str, Any], items: int) -> list[int]:
-        counts = [int(count) for count in self.counter(dict(inputs))]
+        try:
+            counts = [int(count) for count in self.counter(dict(inputs))]
+        except MediaError as error:
+            raise MediaError(f"{self.key}: {self._reason(error)}") from error
         if len(counts) != items:
             raise CompositionError(
                 f"{self.key}: num_tokens counted {len(counts)} items where {items} are given; it must return one count "

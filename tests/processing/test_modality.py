@@ -199,6 +199,17 @@ def test_what_a_processor_says_of_an_item_comes_with_its_place():
     assert str(caught.value).startswith("ear: sample 1, item 1: a clip of 399 samples")
 
 
+def test_a_count_that_is_refused_names_the_users_modality():
+    """Whatever the plugin calls it."""
+    model = MultimodalModel(
+        encoders={"ear": ModalEncoderModule(sounds.whisper())}, language_model=tiny.llama(vocab_size=400)
+    )
+    short = lambda items, return_tensors: {"input_features": torch.zeros(len(items), 16, 7)}  # noqa: E731
+    processor = words.processor(model=model, processors={"ear": short})
+    with pytest.raises(MediaError, match="^ear: input_features has a length of 7; this encoder takes 96 only"):
+        processor(text="<ear>", ear=sounds.noise(4000))
+
+
 def tiny_wav2vec2():
     """An encoder that needs 400 samples for its first frame."""
     from transformers import Wav2Vec2Config, Wav2Vec2Model

@@ -177,3 +177,31 @@ def test_gradients_do_not_depend_on_the_batch(family, tiny, extractor_of, compos
     for name, gradient in together.items():
         scale = gradient.abs().max().clamp(min=1)
         torch.testing.assert_close(apart[name] / scale, gradient / scale, atol=2e-5, rtol=0, msg=name)
+
+
+def test_lengths_and_windows_fill_each_other_in(tiny, extractor_of, composed, clip):
+    """Either alone will do: windows default to one a clip, lengths to the whole rows."""
+    module = tiny("whisper")
+    extractor, encoder = extractor_of("whisper", module), composed(module)
+    inputs = extractor([clip(8000), clip(16000)])
+    no_windows = {name: value for name, value in inputs.items() if name != WINDOWS}
+    assert [len(one) for one in run(encoder, no_windows)] == [25, 50]
+    no_lengths = {"input_features": inputs["input_features"], WINDOWS: [2]}
+    assert [len(one) for one in run(encoder, no_lengths)] == [100]
+
+
+@pytest.mark.parametrize("name", ["whisper", "qwen2_audio", "wav2vec2"])
+def test_a_callback_in_place_of_what_makes_the_mask_is_refused(name, tiny, extractor_of, composed, clip):
+    """Without it an encoder would hear padding, or not know where a clip ends."""
+    module = tiny(name)
+    encoder = composed(module, preprocess_callback=lambda inputs: inputs)
+    with pytest.raises(CompositionError, match="preprocess_callback stands in place of that of 'audio'"):
+        run(encoder, extractor_of(name, module)([clip(9000)]))
+
+
+def test_a_mask_that_is_not_over_lengths_is_refused(tiny, extractor_of, composed, clip):
+    """The encoder's own attention mask is made by the callback."""
+    module = tiny("qwen2_audio")
+    features = extractor_of("qwen2_audio", module)([clip(9000)])["input_features"]
+    with pytest.raises(InputError, match=r"a mask of shape \(1, 1, 50, 50\); expected one over lengths"):
+        run(composed(module), {"input_features": features, "attention_mask": torch.ones(1, 1, 50, 50)})

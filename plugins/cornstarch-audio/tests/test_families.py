@@ -19,11 +19,13 @@ VARIANTS = [
     *((family, {"feat_extract_norm": "layer"}) for family in ("wav2vec2", "hubert", "wavlm", "unispeech_sat", "sew")),
     ("wav2vec2", {"feat_extract_norm": "layer", "do_stable_layer_norm": True}),
     ("wav2vec2", {"feat_extract_norm": "layer", "add_adapter": True, "output_hidden_size": 40}),
+    *(("wav2vec2", {"add_adapter": True, "adapter_kernel_size": k, "adapter_stride": s}) for k, s in ((1, 1), (5, 3))),
     ("hubert", {"feat_extract_norm": "layer", "conv_pos_batch_norm": True}),
     ("data2vec_audio", {}),
     *(("wav2vec2_conformer", {"feat_extract_norm": "layer", "position_embeddings_type": p}) for p in ("relative", "rotary")),
     *(("wav2vec2_bert", {"position_embeddings_type": p}) for p in ("relative_key", "rotary")),
     ("wav2vec2_bert", {"add_adapter": True, "output_hidden_size": 40}),
+    *(("wav2vec2_bert", {"add_adapter": True, "adapter_kernel_size": k, "adapter_stride": s}) for k, s in ((3, 1), (5, 4))),
     ("moonshine", {}),
     ("parakeet", {}),
 ]  # fmt: skip
@@ -86,7 +88,8 @@ def test_the_shortest_clip_is_the_one_that_gives_a_frame(family, changes, tiny, 
     extractor = extractor_of(family, module)
     with torch.no_grad():
         (features,) = composed(module)(**extractor([clip(extractor.shortest)]))[0]
-    assert len(features) == {"ast": 3, "sew": 2}.get(family, 1)
+    widened = 6 if changes.get("adapter_kernel_size") == 1 else 0  # by padding, over three layers
+    assert len(features) == {"ast": 3, "sew": 2}.get(family, 1) + widened
     assert torch.isfinite(features).all()
     if extractor.shortest > 1:
         assert family_of(module.config).frames(module.config, extractor.length(extractor.shortest - 1)) == 0

@@ -60,7 +60,7 @@ def audio(context: EncoderContext, keep_padding: bool = False) -> ModalCallbacks
         raise CompositionError(
             f"{context.key}: keep_padding=True, but this encoder takes clips of any length and has no window to keep."
         )
-    frames = SoundFrames(context.key, context.config, family, keep_padding)
+    frames = SoundFrames(context.key, context.config, keep_padding)
     return ModalCallbacks(
         process=frames.prepare,
         preprocess=frames.mask,
@@ -78,14 +78,17 @@ class SoundFrames:
     Args:
         key: modality, for messages.
         config: the encoder's; its attention implementation is read when it runs.
-        family: what is particular about the encoder.
         keep_padding: whether all frames of a window are kept.
     """
 
     key: str
     config: Any
-    family: Family
     keep_padding: bool = False
+
+    @property
+    def family(self) -> Family:
+        """What is particular about the encoder; looked up, so that this can be sent to another process."""
+        return family_of(self.config, self.key)
 
     # --- counting -----------------------------------------------------------------------------------------------------
 
@@ -93,14 +96,24 @@ class SoundFrames:
         """The inputs with ``audio_lengths`` and ``audio_windows``; those that have them go through as they are.
 
         Raises:
-            InputError: the sound is missing.
+            InputError: the sound is missing, or its mask is of another kind.
         """
-        if LENGTHS in inputs:
+        if LENGTHS in inputs and WINDOWS in inputs:
             return inputs
+        lengths = inputs[LENGTHS] if LENGTHS in inputs else self._lengths(inputs)
+        return {**inputs, LENGTHS: lengths, WINDOWS: inputs.get(WINDOWS) or [1] * len(lengths)}
+
+    def _lengths(self, inputs: dict[str, Any]) -> list[int]:
         rows = self._main(inputs)
         mask = next((inputs[name] for name in MASKS if inputs.get(name) is not None), None)
-        lengths = [rows.shape[self.family.time]] * len(rows) if mask is None else mask.long().sum(-1).tolist()
-        return {**inputs, LENGTHS: lengths, WINDOWS: [1] * len(lengths)}
+        if mask is None:
+            return [rows.shape[self.family.time]] * len(rows)
+        if mask.dim() != 2:
+            raise InputError(
+                f"{self.key}: a mask of shape {tuple(mask.shape)}; expected one over lengths, ({len(rows)}, length). "
+                "The encoder's own is made here."
+            )
+        return mask.long().sum(-1).tolist()
 
     def num_tokens(self, encoder_inputs: dict[str, Any], counts: list[int]) -> list[int]:
         """Frames of each clip that are passed on."""
@@ -151,20 +164,17 @@ class SoundFrames:
 
     def run(self, module: nn.Module, inputs: dict[str, Any]) -> Any:
         """Run the encoder: all rows at once where that gives the same frames, else those of one length at once."""
-        lengths = inputs.pop(_ROWS)
+        lengths = inputs.pop(_ROWS, None)
+        if lengths is None:
+            raise CompositionError(
+                f"{self.key}: a preprocess_callback stands in place of that of 'audio', which makes what the encoder "
+                "needs. Compose without it, or give all of them yourself: cornstarch_audio.callbacks.audio makes them."
+            )
         if self.family.window is not None or self.family.masks(self.config):
             return module(**inputs)
-        rows = inputs.pop(self.family.main)
         if self.family.mask_name is not None:
             inputs.pop(self.family.mask_name, None)
-        frames: list[Any] = [None] * len(lengths)
-        output: Any = ()
-        for length in dict.fromkeys(lengths):
-            alike = [row for row, other in enumerate(lengths) if other == length]
-            output = module(**{self.family.main: torch.stack([rows[row, :length] for row in alike]), **inputs})
-            for row, features in zip(alike, output[0].unbind(), strict=True):
-                frames[row] = features
-        return (frames,) if isinstance(output, tuple) else BaseModelOutput(last_hidden_state=frames)  # type: ignore[arg-type]
+        return _run_apart(module, self.family.main, lengths, inputs)
 
     def select(self, inputs: dict[str, Any], output: Any) -> Any:
         """``output`` with the frames that are passed on, a list of one ``(frames, D)`` a clip, for ``(R, T, D)``."""
@@ -180,10 +190,24 @@ class SoundFrames:
         if not isinstance(hidden, torch.Tensor):
             return hidden
         hidden = hidden[:, self.family.prefix :]
-        rows = self.family.rows(self.config)
-        if rows > 1:
-            hidden = hidden.unflatten(1, (rows, -1)).transpose(1, 2).flatten(1, 2)
+        patches = self.family.per_moment(self.config)
+        if patches > 1:
+            hidden = hidden.unflatten(1, (patches, -1)).transpose(1, 2).flatten(1, 2)
         return hidden.unbind()
+
+
+@torch.compiler.disable  # it would compile anew for every set of lengths
+def _run_apart(module: nn.Module, main: str, lengths: Sequence[int], inputs: dict[str, Any]) -> Any:
+    """Run the encoder on the rows of one length at a time, without their padding."""
+    rows = inputs.pop(main)
+    frames: list[Any] = [None] * len(lengths)
+    output: Any = ()
+    for length in dict.fromkeys(lengths):
+        alike = [row for row, other in enumerate(lengths) if other == length]
+        output = module(**{main: torch.stack([rows[row, :length] for row in alike]), **inputs})
+        for row, features in zip(alike, output[0].unbind(), strict=True):
+            frames[row] = features
+    return (frames,) if isinstance(output, tuple) else BaseModelOutput(last_hidden_state=frames)  # type: ignore[arg-type]
 
 
 def _mask(lengths: Sequence[int], longest: int, device: torch.device) -> torch.Tensor:

@@ -44,7 +44,7 @@ def _parakeet_length(extractor: Any, samples: int) -> int:
     return length if length > 1 else 0  # it divides by the length less one
 
 
-_LENGTHS: dict[str, Callable[[Any, int], int]] = {
+_LENGTH_OF: dict[str, Callable[[Any, int], int]] = {
     "WhisperFeatureExtractor": _whisper_length,
     "Wav2Vec2FeatureExtractor": lambda extractor, samples: samples,
     "SeamlessM4TFeatureExtractor": lambda extractor, samples: _kaldi_length(samples) // extractor.stride,
@@ -52,6 +52,17 @@ _LENGTHS: dict[str, Callable[[Any, int], int]] = {
     "ParakeetFeatureExtractor": _parakeet_length,
 }
 """For each extractor of transformers: how long its output is for a number of samples, padding aside."""
+
+_FIXED = {"max_length", "pad_to_multiple_of", "padding", "return_attention_mask", "truncation"}
+
+
+def _kind(extractor: Any) -> str | None:
+    """Which of these an extractor is, or is made from."""
+    return next((name for name in _names(extractor) if name in _LENGTH_OF), None)
+
+
+def _names(extractor: Any) -> list[str]:
+    return [cls.__name__ for cls in type(extractor).__mro__]
 
 
 # --- the extractor ----------------------------------------------------------------------------------------------------
@@ -108,7 +119,7 @@ class AudioFeatureExtractor:
 
     def length(self, samples: int) -> int:
         """How long the extractor's output is for a number of samples, padding aside."""
-        return _LENGTHS[type(self.extractor).__name__](self.extractor, samples)
+        return _LENGTH_OF[str(_kind(self.extractor))](self.extractor, samples)
 
     def __call__(
         self, items: Sequence[Any], sampling_rate: int | None = None, return_tensors: str = "pt", **options: Any
@@ -129,23 +140,33 @@ class AudioFeatureExtractor:
         Raises:
             MediaError: a clip is too short, or of another rate while soxr is missing.
         """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors={return_tensors!r}; features are PyTorch tensors: 'pt'.")
+        fixed = sorted(_FIXED & options.keys())
+        if fixed:
+            raise TypeError(
+                f"{', '.join(fixed)} can't be set: how clips are padded and cut is what their counts rest on."
+            )
         clips = [self._clip(item, sampling_rate) for item in items]
         rows = [self._windows(clip) for clip in clips]
         flat = [row for windows in rows for row in windows]
         lengths = [self.length(len(row)) for row in flat]
-        features = self._extract_whole(clips, options) if self.cut_late else self._extract(flat, options)
+        if self.cut_late:
+            features = self._extract_whole(clips, options)
+        else:
+            features = self._extract(flat, {**options, **self._padding()})
         inputs = {self.main: features, LENGTHS: lengths, WINDOWS: [len(windows) for windows in rows]}
         if self.mask_name is not None:
             inputs[self.mask_name] = _mask(lengths, features.shape[self.time])
         return inputs
 
-    def _extract(self, rows: Sequence[np.ndarray], options: Mapping[str, Any]) -> torch.Tensor:
-        settings = {"return_attention_mask": True, **self._padding(), **options}
+    def _extract(self, rows: Sequence[np.ndarray], settings: Mapping[str, Any]) -> torch.Tensor:
+        settings = {**settings, "return_attention_mask": True}  # without it padding would be normalised, too
         return self.extractor(rows, sampling_rate=self.sampling_rate, return_tensors="pt", **settings)[self.main]
 
     def _extract_whole(self, clips: Sequence[np.ndarray], options: Mapping[str, Any]) -> torch.Tensor:
         """Each clip's features as one, padded to whole windows, then cut."""
-        whole = {"padding": "longest", "pad_to_multiple_of": self.window, "truncation": False, **options}
+        whole = {**options, "padding": "longest", "pad_to_multiple_of": self.window, "truncation": False}
         features = [self._extract([clip], whole)[0] for clip in clips]
         length = self.length(self.window or 0)
         return torch.cat([torch.stack(one.split(length, self.time - 1)) for one in features])
@@ -166,12 +187,16 @@ class AudioFeatureExtractor:
     def _windows(self, samples: np.ndarray) -> list[np.ndarray]:
         if self.window is None:
             return [samples]
+        if self.window < self.shortest:
+            raise ValueError(
+                f"window={self.window} samples, but the encoder makes its first frame of {self.shortest}; set more."
+            )
         parts = [samples[start : start + self.window] for start in range(0, len(samples), self.window)]
         # what is left at the end may be too short for a frame
         return parts if len(parts[-1]) >= self.shortest else parts[:-1]
 
     def _padding(self) -> dict[str, Any]:
-        if type(self.extractor).__name__ == "WhisperFeatureExtractor":
+        if _kind(self.extractor) == "WhisperFeatureExtractor":
             return {"padding": "max_length", "max_length": self.window}
         return {"padding": True}
 
@@ -193,8 +218,8 @@ class AudioFeatureExtractor:
             settings = dict(settings)
             saved = dict(settings.pop("extractor"))
             name = saved.get("feature_extractor_type")
-            if name not in _LENGTHS:  # untrusted: nothing else is ever looked up
-                raise ValueError(f"{str(name)[:60]!r} is not one of {', '.join(_LENGTHS)}")
+            if name not in _LENGTH_OF:  # untrusted: nothing else is ever looked up
+                raise ValueError(f"{str(name)[:60]!r} is not one of {', '.join(_LENGTH_OF)}")
             return cls(getattr(transformers, name).from_dict(saved), **settings)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"audio: the saved feature extractor can't be made again: {error}.") from error
@@ -281,17 +306,22 @@ def audio_processor(context: EncoderContext, **callback_options: Any) -> AudioFe
 
 
 def wrap_extractor(context: EncoderContext, extractor: Any, **callback_options: Any) -> Any:
-    """A given feature extractor of transformers as an :class:`AudioFeatureExtractor`; anything else as it is.
+    """A given feature extractor as an :class:`AudioFeatureExtractor` for this encoder; one of the user's own as it is.
 
     Args:
         context: the encoder.
-        extractor: for example the checkpoint's own, ``AutoFeatureExtractor.from_pretrained("...")``.
+        extractor: for example the checkpoint's own, ``AutoFeatureExtractor.from_pretrained("...")``. What is no class
+            of transformers is called with a list of :class:`~cornstarch_audio.waveforms.Waveform`.
         **callback_options: ignored.
 
     Raises:
-        CompositionError: its output does not fit the encoder.
+        CompositionError: its output does not fit the encoder, or it is of a class that is not known here.
     """
-    if type(extractor).__name__ not in _LENGTHS:
+    given = extractor
+    if isinstance(given, AudioFeatureExtractor):
+        extractor = given.extractor
+    if _kind(extractor) is None:
+        _check_is_of_ones_own(context.key, extractor)
         return extractor
     config = context.config
     family = family_of(config, context.key)
@@ -303,6 +333,8 @@ def wrap_extractor(context: EncoderContext, extractor: Any, **callback_options: 
     def frames(samples: int) -> int:
         return family.frames(config, wrapped.length(samples))
 
+    if isinstance(given, AudioFeatureExtractor) and family.window is None:
+        wrapped.window = given.window
     wrapped.shortest = _first(lambda samples: frames(samples) > 0)
     if family.window is not None:
         length = family.window(config)
@@ -310,6 +342,17 @@ def wrap_extractor(context: EncoderContext, extractor: Any, **callback_options: 
     if family.takes_mask and getattr(config, "feat_extract_norm", "layer") != "group":  # those were trained without one
         wrapped.mask_name = family.mask_name
     return wrapped
+
+
+def _check_is_of_ones_own(key: str, given: Any) -> None:
+    """Refuse what transformers has for other encoders: it would not know what to do with a waveform."""
+    if "ProcessorMixin" in _names(given):  # not imported: that would import soundfile
+        raise CompositionError(f"{key}: a {type(given).__name__} prepares text, too; pass its .feature_extractor.")
+    if "FeatureExtractionMixin" in _names(given):
+        raise CompositionError(
+            f"{key}: a {type(given).__name__} is none of the feature extractors that are known here, "
+            f"{', '.join(_LENGTH_OF)}. Wrap it in a function (waveforms, return_tensors='pt') -> dict of your own."
+        )
 
 
 def _first(holds: Callable[[int], bool]) -> int:
@@ -323,6 +366,12 @@ def _check_fit(key: str, config: Any, family: Family, extractor: Any) -> None:
             f"{key}: a {type(extractor).__name__} gives {extractor.model_input_names[0]}; this encoder, of type "
             f"{config.model_type!r}, takes {family.main}. Leave {key!r} out of "
             "MultimodalProcessor(processors=...), and the right one is made."
+        )
+    longest = getattr(extractor, "max_length", None)
+    if family.window is not None and longest is not None and longest != family.window(config):
+        raise CompositionError(
+            f"{key}: the feature extractor has max_length={longest}, the encoder takes {family.window(config)}. Take "
+            "the extractor of the same checkpoint."
         )
     if family.width is None:
         return

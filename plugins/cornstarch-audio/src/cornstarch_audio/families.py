@@ -58,7 +58,7 @@ class Family:
         masks: ``(config) -> bool``: whether the mask makes a padded clip's frames those of the clip alone. Without a
             window, clips of an encoder for which it does not are run apart from each other.
         prefix: tokens before the frames of a row.
-        rows: ``(config) -> int``: how many frames stand for one moment, if the encoder gives them frequency by
+        per_moment: ``(config) -> int``: how many frames stand for one moment, if the encoder gives them frequency by
             frequency and not moment by moment.
     """
 
@@ -72,7 +72,7 @@ class Family:
     takes_mask: bool = False
     masks: Callable[[Any], bool] = lambda config: False
     prefix: int = 0
-    rows: Callable[[Any], int] = lambda config: 1
+    per_moment: Callable[[Any], int] = lambda config: 1
 
 
 def family_of(config: Any, key: str = "audio") -> Family:
@@ -95,8 +95,8 @@ def family_of(config: Any, key: str = "audio") -> Family:
 
 
 def _convolved(length: int, kernel: int, stride: int, padding: int = 0) -> int:
-    """What a convolution makes of a length, or 0 if it is shorter than the kernel."""
-    return max((length + 2 * padding - kernel) // stride + 1, 0)
+    """What a convolution makes of a length: nothing of nothing, nor of what is shorter than the kernel."""
+    return max((length + 2 * padding - kernel) // stride + 1, 0) if length > 0 else 0
 
 
 def _halved(config: Any, length: int) -> int:
@@ -113,16 +113,21 @@ def _from_waveform(config: Any, length: int) -> int:
     """wav2vec 2.0 and its kin: a stack of convolutions over samples, and perhaps an adapter."""
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         length = _convolved(length, kernel, stride)
-    return _adapted(config, length)
+    return _adapted(config, length, padding=1)
 
 
-def _adapted(config: Any, length: int) -> int:
+def _bert(config: Any, length: int) -> int:
+    """Wav2Vec2-BERT takes frames as they are, and may have an adapter."""
+    return _adapted(config, length, padding=getattr(config, "adapter_stride", 0) // 2)
+
+
+def _adapted(config: Any, length: int, padding: int) -> int:
     """The adapter that ``add_adapter=True`` puts behind the encoder: convolutions with a stride."""
     if not getattr(config, "add_adapter", False):
         return length
     kernel = getattr(config, "adapter_kernel_size", 3)
     for _ in range(config.num_adapter_layers):
-        length = _convolved(length, kernel, config.adapter_stride, kernel // 2)
+        length = _convolved(length, kernel, config.adapter_stride, padding)
     return length
 
 
@@ -215,7 +220,7 @@ FAMILIES: dict[str, Family] = {
     "wav2vec2-conformer": _waveform(),  # the convolutions of its blocks see past the mask
     "moonshine": _waveform(_moonshine),  # a group norm runs over time
     "wav2vec2-bert": _spectrogram(
-        _adapted, width=lambda config: config.feature_projection_input_dim, masks=_is_masked_exactly
+        _bert, width=lambda config: config.feature_projection_input_dim, masks=_is_masked_exactly
     ),
     "parakeet_encoder": _spectrogram(_parakeet, width=_mel_bins, masks=lambda config: True),
     "audio-spectrogram-transformer": Family(
@@ -225,7 +230,7 @@ FAMILIES: dict[str, Family] = {
         frames=_patches,
         window=lambda config: config.max_length,
         prefix=2,
-        rows=_patch_rows,
+        per_moment=_patch_rows,
     ),
 }
 """By the ``model_type`` of the encoder's config."""
