@@ -344,11 +344,15 @@ def _check_has_no_decoder(module: nn.Module | None, provided: Provided | None) -
         raise CompositionError(f"{_called(module)} has a decoder, too; an encoder is needed.{hint}")
 
 
+def _dummy_embeds(width: int) -> dict[str, Any]:
+    return {EMBEDS: torch.zeros(1, 1, width)}
+
+
 def _dummy_inputs(
     module: nn.Module | None, provided: Provided | None, width: int
 ) -> Callable[[], dict[str, Any]] | None:
     if module is None:
-        return lambda: {EMBEDS: torch.zeros(1, 1, width)}
+        return partial(_dummy_embeds, width)
     if provided is None:
         return None
     return partial(resolve(provided.spec.dummy_inputs, provided.plugin), getattr(unwrap(module), "config", None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -85,9 +86,10 @@ def test_registered_callbacks_run_on_dummy_inputs(callbacks):
 
 
 def test_ready_made_embeddings_have_dummies_too():
-    """A single token of zeros."""
+    """A single token of zeros; and the model can be sent to the processes that train it."""
     model = MultimodalModel(encoders={"eeg": ModalEncoderModule(None, hidden_size=32)}, language_model=tiny.llama())
     assert idle_output(model.eeg_encoder) == 0
+    assert idle_output(pickle.loads(pickle.dumps(model)).eeg_encoder) == 0
 
 
 def test_an_encoder_of_ones_own_says_what_its_dummies_are():

@@ -205,3 +205,20 @@ def test_a_mask_that_is_not_over_lengths_is_refused(tiny, extractor_of, composed
     features = extractor_of("qwen2_audio", module)([clip(9000)])["input_features"]
     with pytest.raises(InputError, match=r"a mask of shape \(1, 1, 50, 50\); expected one over lengths"):
         run(composed(module), {"input_features": features, "attention_mask": torch.ones(1, 1, 50, 50)})
+
+
+@pytest.mark.parametrize("name", ["parakeet", "wav2vec2_conformer"])
+def test_a_frozen_encoder_can_be_kept_as_it_is_while_training(name, tiny, extractor_of, composed, clip):
+    """As the README says: its batch norms stay, and a clip's frames with them, whoever calls train()."""
+    module = tiny(name).requires_grad_(False)
+    extractor, encoder = extractor_of(name, module), composed(module)
+    inputs = extractor([clip(9000), clip(5000, 1)])
+    before = run(encoder, inputs)
+    frozen = encoder.module.eval()
+    frozen.train = lambda mode=True: frozen
+    encoder.train()
+    assert encoder.training
+    for one, other in zip(run(encoder, inputs), before, strict=True):
+        assert torch.equal(one, other)
+    encoder.eval()
+    assert all(torch.equal(one, other) for one, other in zip(run(encoder, inputs), before, strict=True))

@@ -167,7 +167,7 @@ def test_dummy_inputs_are_one_valid_image(tiny, target, specs, family):
     """The encoder takes them, they are counted, and they are as small as the family allows."""
     model = tiny(family)
     inputs = target(specs[family].dummy_inputs)(model.config)
-    assert inputs["pixel_values"].shape == (1, 3, 8, 8) if family in ANY_SIZE else (1, 3, 32, 32)
+    assert inputs["pixel_values"].shape == ((1, 3, 8, 8) if family in ANY_SIZE else (1, 3, 32, 32))
     assert inputs.keys() <= set(specs[family].input_names)
     assert target(specs[family].num_tokens)(model.config, inputs) == tokens(model, inputs)
 
