@@ -23,6 +23,7 @@ from .errors import CheckpointError, CompositionError
 __all__ = [
     "CompositeModel",
     "accepted_names",
+    "body_of",
     "build_transformers_model",
     "check_generates_from_embeds",
     "check_language_model",
@@ -175,6 +176,26 @@ def embed(language_model: Any, input_ids: torch.Tensor) -> torch.Tensor:
     return language_model.get_input_embeddings()(input_ids)
 
 
+def body_of(language_model: Any) -> nn.Module:
+    """The language model without its head, adapters in it included.
+
+    Raises:
+        CompositionError: it has none by itself, or prompt-learning adapters, which act around the whole.
+    """
+    model = unwrap(language_model)
+    if is_peft(language_model) and language_model.active_peft_config.is_prompt_learning:
+        raise CompositionError(
+            "language_model: prompt-learning adapters run around the whole model, so that it can't be run without its "
+            "head; use a trainer that takes the model's own loss, such as transformers' Trainer."
+        )
+    if model.base_model is model:
+        raise CompositionError(
+            f"language_model: {type(model).__name__} can't be run without its head; use a trainer that takes the "
+            "model's own loss, such as transformers' Trainer."
+        )
+    return model.base_model
+
+
 def accepted_names(language_model: nn.Module) -> set[str]:
     """Keyword arguments that the language model's ``forward`` takes."""
     parameters = inspect.signature(unwrap(language_model).forward).parameters
@@ -278,6 +299,23 @@ def _inside_adapter(name: str, names: set[str]) -> str | None:
     return next((candidate for candidate in candidates if candidate in names), None)
 
 
+class Backbone:
+    """What ``PreTrainedModel.base_model`` is of a composed model: all of it but the language model's head.
+
+    Trainers that compute the loss themselves without making logits, such as TRL's, call it with the model's inputs and
+    take ``last_hidden_state``. No module, so that no weight has two names.
+    """
+
+    _tp_plan = _pp_plan = None  # ``PreTrainedModel`` (5.23) asks for these
+
+    def __init__(self, model: CompositeModel) -> None:
+        self._model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the language model gives before its head, for the arguments of the model's ``forward``."""
+        return self._model.forward_without_head(*args, **kwargs)
+
+
 class CompositeModel(PreTrainedModel, GenerationMixin):
     """A ``PreTrainedModel`` whose parts arrive initialised and stay as they are."""
 
@@ -336,6 +374,15 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
             parent, _, leaf = name.rpartition(".")
             self.get_submodule(parent)._buffers[leaf] = buffer
             setattr(buffer, "_is_hf_initialized", True)  # noqa: B010 - as in keep_weights
+
+    @property
+    def base_model(self) -> Any:
+        """The model up to the last hidden states."""
+        return Backbone(self)
+
+    def forward_without_head(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``forward``, up to the last hidden states."""
+        raise NotImplementedError
 
     # Embeddings are the language model's. The inherited versions would walk into the encoders too: hooking
     # requires_grad_ on a frozen vision tower's patches makes backward run through all of it (5.23).

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import nn
 
-from ._hf import is_peft
+from ._hf import is_peft, unwrap
 from .errors import CheckpointError
 
-__all__ = ["adapter_weights", "attach", "check_merged", "check_savable", "describe", "freeze_base"]
+__all__ = [
+    "adapter_weights",
+    "attach",
+    "base_tensors",
+    "check_merged",
+    "check_savable",
+    "describe",
+    "freeze_base",
+    "plain_name",
+]
 
+_WRAPPER = re.compile(r"\.(base_layer|original_module)(?=\.)")
 _WAY_OUT = (
     "Merge them (merge_and_unload()), or save the adapters alone with PeftModel.save_pretrained and the model without "
     "them."
@@ -45,10 +57,41 @@ def attach(module: nn.Module, record: dict[str, Any] | None, where: str) -> nn.M
 
 
 def adapter_weights(module: nn.Module) -> set[int]:
-    """``id`` of each weight that PEFT has put into ``module``, wrapped as a whole or layer by layer."""
-    layers = [part for part in module.modules() if _is_tuner_layer(part)]
-    own = [layer.named_parameters() for layer in layers]
-    return {id(weight) for named in own for name, weight in named if not name.startswith("base_layer.")}
+    """``id`` of each weight and buffer that PEFT has put into ``module``, wrapped as a whole or layer by layer."""
+    found = set()
+    for part in module.modules():
+        own = _own_names(part)
+        if own is not None:
+            tensors = (*part.named_parameters(), *part.named_buffers())
+            found |= {id(tensor) for name, tensor in tensors if own.match(name)}
+    return found
+
+
+def _own_names(part: nn.Module) -> re.Pattern[str] | None:
+    """Names, in a layer that PEFT has made, of what is the adapters'; ``None`` for any other layer."""
+    if not type(part).__module__.startswith("peft."):
+        return None
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    if isinstance(part, ModulesToSaveWrapper):
+        return re.compile(r"modules_to_save\.")
+    return re.compile(r"(?!base_layer\.)") if isinstance(part, BaseTunerLayer) else None
+
+
+def base_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights and saved buffers without those of adapters, by the names that they have without adapters; each once."""
+    own = adapter_weights(module)
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, tensor in unwrap(module).state_dict(keep_vars=True).items():
+        if id(tensor) not in own:
+            found.setdefault(id(tensor), (_WRAPPER.sub("", name), tensor))
+    return dict(found.values())
+
+
+def plain_name(name: str) -> str:
+    """What a tensor of a ``PeftModel`` is called where there are no adapters."""
+    return _WRAPPER.sub("", name.removeprefix("base_model.model."))
 
 
 def freeze_base(module: Any) -> None:

@@ -15,6 +15,7 @@ from . import checkpoint, description, merge
 from ._hf import (
     CompositeModel,
     accepted_names,
+    body_of,
     check_generates_from_embeds,
     check_language_model,
     embed,
@@ -152,17 +153,47 @@ class MultimodalModel(CompositeModel):
             TypeError: nothing takes an argument, or two encoders do.
             PlaceholderMismatchError: placeholders and features differ in number.
         """
-        embeds, _, labels, kwargs = self._prepare(input_ids, inputs_embeds, labels, encoder_inputs, kwargs)
-        arguments = {
+        kwargs |= {
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "past_key_values": past_key_values,
-            "labels": labels,
-            **kwargs,
         }
-        self._check_names(arguments)
-        given = {name: value for name, value in arguments.items() if value is not None}
-        return self.language_model(inputs_embeds=embeds, **given)
+        return self.language_model(**self._arguments(input_ids, inputs_embeds, labels, encoder_inputs, kwargs))
+
+    def forward_without_head(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_inputs: Mapping[str, Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As :meth:`forward`, without ``labels``, up to what the language model's head would get.
+
+        For those who compute a loss without the logits of all tokens, as TRL's ``SFTTrainer`` does through
+        ``base_model``.
+
+        Returns:
+            The output of the language model's body, with ``last_hidden_state``, ``(B, S, D)``.
+
+        Raises:
+            CompositionError: the language model can't be run without its head.
+        """
+        return body_of(self.language_model)(**self._arguments(input_ids, inputs_embeds, None, encoder_inputs, kwargs))
+
+    def _arguments(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        encoder_inputs: Mapping[str, Mapping[str, Any]] | None,
+        kwargs: dict[str, Any],
+    ) -> dict[str, Any]:
+        """What the language model is called with."""
+        embeds, _, labels, kwargs = self._prepare(input_ids, inputs_embeds, labels, encoder_inputs, kwargs)
+        given = {name: value for name, value in {"labels": labels, **kwargs}.items() if value is not None}
+        self._check_names(given)
+        return {"inputs_embeds": embeds, **given}
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -288,9 +319,7 @@ class MultimodalModel(CompositeModel):
             raise InputError(f"{key}: the features hold NaN or infinite values; look at this modality's inputs.")
 
     def _check_names(self, arguments: Mapping[str, Any]) -> None:
-        unknown = sorted(
-            name for name in arguments.keys() - accepted_names(self.language_model) if arguments[name] is not None
-        )
+        unknown = sorted(arguments.keys() - accepted_names(self.language_model))
         if unknown:
             takers = {key: ", ".join(encoder.all_input_names) for key, encoder in self.encoders.items()}
             raise TypeError(

@@ -1,0 +1,12 @@
+"""Help for those who train: loops, optimizers and sharding are other libraries' to do. Must not know any modality.
+
+The *parts* of a model are ``"language_model"``, and for each modality ``"<key>.module"``, ``"<key>.projector"`` and
+``"<key>.callbacks"``; ``"<key>"`` stands for all three.
+"""
+
+from .audit import Audit, PartReport, audit
+from .rates import parameter_groups
+from .resume import last_checkpoint
+from .trained import load_trained, save_trained
+
+__all__ = ["Audit", "PartReport", "audit", "last_checkpoint", "load_trained", "parameter_groups", "save_trained"]
