@@ -1,0 +1,110 @@
+"""Runs that are killed again and again end as if nothing had happened, to the bit; and what a whole checkpoint is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cornstarch_core.training import last_checkpoint
+
+WATCHDOG = 240  # seconds for one run
+KILLS = ("step:5", "save:6:optimizer.pt", "save:6:trainer_state.json", "save:9:config.json")
+"""In the middle of a step; and of a save: with the optimizer half written, with its last file, with the model's."""
+
+
+def run(kind: str, folder: Path, *kill: str) -> subprocess.CompletedProcess:
+    """One process."""
+    folder.mkdir(exist_ok=True)
+    script = Path(__file__).with_name("runs.py")
+    return subprocess.run(
+        [sys.executable, script, kind, folder, *kill], capture_output=True, text=True, timeout=WATCHDOG, check=False
+    )
+
+
+def losses(folder: Path) -> list[tuple[int, str]]:
+    """``(step, loss)`` of every step that was taken, in order; those after the last checkpoint were taken again."""
+    return [tuple(json.loads(line)) for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["trainer", "sft"])
+def test_a_run_that_is_killed_again_and_again_ends_the_same(kind, tmp_path):
+    """kill -9 in a step and in a save: each loss and the last weights equal the uninterrupted run's, bit by bit."""
+    pytest.importorskip("datasets")
+    if kind == "sft":
+        pytest.importorskip("trl")
+    whole = run(kind, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    for kill in KILLS:
+        died = run(kind, tmp_path / "killed", kill)
+        assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
+    last = run(kind, tmp_path / "killed")
+    assert last.returncode == 0, last.stderr[-3000:]
+    expected, found = losses(tmp_path / "whole"), losses(tmp_path / "killed")
+    assert [step for step, _ in expected] == list(range(1, 10))
+    assert [step for step, _ in found] == [1, 2, 3, 4, 4, 5, 6, 4, 5, 6, 4, 5, 6, 7, 8, 9, 7, 8, 9]
+    assert set(found) == set(expected)
+    assert float.fromhex(expected[-1][1]) < float.fromhex(expected[0][1])
+    weights = [(tmp_path / name / "checkpoint-9" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]
+
+
+def make(folder: Path, step: int) -> Path:
+    """A whole checkpoint of one process."""
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    save_file({"weight": torch.zeros(3)}, path / "model.safetensors")
+    for name in ("optimizer.pt", "rng_state.pth", "training_args.bin"):
+        torch.save({"a": 1}, path / name)
+    (path / "trainer_state.json").write_text("{}")
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_taken(tmp_path):
+    """By number, not by name; other folders do not count."""
+    assert last_checkpoint(tmp_path) is None
+    for step in (9, 10, 100):
+        make(tmp_path, step)
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / ".checkpoint-200.saving-x").mkdir()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("trainer_state.json", None, "no trainer_state.json"),
+        ("trainer_state.json", b'{"a', "trainer_state.json is cut off"),
+        ("optimizer.pt", b"PK\x03\x04", "optimizer.pt is cut off"),
+        ("rng_state.pth", b"", "rng_state.pth is cut off"),
+        ("model.safetensors", b"\x50\x00\x00\x00\x00\x00\x00\x00{", "model.safetensors is cut off"),
+    ],
+)
+def test_unfinished_ones_are_passed_over_with_a_warning(name, content, problem, tmp_path):
+    """Whichever file is missing or cut off."""
+    whole, half = make(tmp_path, 3), make(tmp_path, 6)
+    (half / name).unlink() if content is None else (half / name).write_bytes(content)
+    with pytest.warns(UserWarning, match=rf"checkpoint-6 was not written to its end \({problem}\)"):
+        assert last_checkpoint(tmp_path) == str(whole)
+    shutil.rmtree(whole)
+    with pytest.warns(UserWarning, match="looking for an older one"):
+        assert last_checkpoint(tmp_path) is None
+
+
+def test_each_rank_has_its_random_state(tmp_path, monkeypatch):
+    """Ranks write theirs when they get to it, perhaps after the state."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    path = make(tmp_path, 3)
+    torch.save({}, path / "rng_state_0.pth")
+    with pytest.warns(UserWarning, match="no rng_state_1.pth"):
+        assert last_checkpoint(tmp_path) is None
+    torch.save({}, path / "rng_state_1.pth")
+    assert last_checkpoint(tmp_path) == str(path)
