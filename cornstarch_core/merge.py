@@ -81,7 +81,8 @@ def check_count(key: str, positions_P: torch.Tensor, features: Features, batch: 
 def _describe(key: str, positions: torch.Tensor, lengths: list[int] | None, got: int, batch: tuple[int, int]) -> str:
     """Find the first sample and item that do not fit. Only runs when an error is certain, so a sync is fine."""
     advice = (
-        "Let MultimodalProcessor expand the placeholders, and pass the media of a batch in the order of its samples."
+        "Let MultimodalProcessor expand the placeholders, and pass the media of a batch in the order of its samples. "
+        "Of streamed data accelerate cuts batches up: then set accelerator_config={'dispatch_batches': False}."
     )
     total = f"{key}: the batch has {len(positions)} placeholder tokens, the encoder gives {got} features"
     if lengths is None:

@@ -23,7 +23,7 @@ KILLS = ("step:5", "save:6:optimizer.pt", "save:6:trainer_state.json", "save:9:c
 def run(kind: str, folder: Path, *kill: str) -> subprocess.CompletedProcess:
     """One process."""
     folder.mkdir(exist_ok=True)
-    script = Path(__file__).with_name("runs.py")
+    script = Path(__file__).parents[1] / "training_run.py"
     return subprocess.run(
         [sys.executable, script, kind, folder, *kill], capture_output=True, text=True, timeout=WATCHDOG, check=False
     )

@@ -133,7 +133,9 @@ def test_a_single_changed_weight_makes_it_another_base(lora_run):
 def test_a_model_of_other_parts_is_refused(lora_run):
     """Another modality, no callback, and another width."""
     folder, _ = lora_run
-    with pytest.raises(CheckpointError, match="was trained on a model of vision_encoder.*this one is of language_model"):
+    with pytest.raises(
+        CheckpointError, match="was trained on a model of vision_encoder.*this one is of language_model"
+    ):
         load_trained(MultimodalModel(language_model=tiny.llama()), folder)
     with pytest.raises(CheckpointError, match="this one is of vision_encoder"):
         load_trained(base(callbacks=None), folder)

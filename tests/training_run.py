@@ -1,4 +1,4 @@
-"""One training run by a trainer of others: python runs.py TRAINER FOLDER [KILL]; started by test_resume.py.
+"""One training run by a trainer of others: python training_run.py TRAINER FOLDER [KILL]; see training/test_resume.py.
 
 TRAINER is ``trainer`` or ``sft``. Goes on from the last whole checkpoint in FOLDER, if there is one. KILL is ``step:N``:
 in the middle of step N; or ``save:N:FILE``: while the checkpoint of step N is saved, when FILE of it has been half
@@ -19,7 +19,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import sounds
 import two_modalities

@@ -1,0 +1,180 @@
+"""The trainers of others on a model that sees and hears: without patches, from plain, in-memory and streamed data."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import two_modalities
+import words
+from torch.utils.data import DataLoader
+
+from transformers import TrainerCallback
+
+from cornstarch_core import MultimodalModel, MultimodalProcessor
+from cornstarch_core.errors import PlaceholderMismatchError
+from cornstarch_core.training import audit
+
+Dataset = pytest.importorskip("datasets").Dataset
+runs = pytest.importorskip("training_run")
+
+KINDS = ("trainer", "sft")
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    """Deprecations inside the trainers are not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def make(kind, folder, **settings):
+    """A trainer that saves nothing."""
+    if kind == "sft":
+        pytest.importorskip("trl")
+    torch.manual_seed(0)
+    return runs.make_trainer(kind, folder, runs.compose(), **{"save_strategy": "no", **settings})
+
+
+def losses(trainer) -> list[float]:
+    """Of every step."""
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_lowers_the_loss_and_evaluation_tells_it(kind, tmp_path):
+    """Thirty steps; the loss of the samples that it trained on falls, and evaluation without training agrees."""
+    trainer = make(kind, tmp_path, max_steps=30, eval_strategy="steps", eval_steps=15)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    found = losses(trainer)
+    assert len(found) == 30
+    assert found[-1] < 0.9 * found[0]
+    assert trainer.evaluate()["eval_loss"] < 0.9 * before
+    trained = {name.partition(".")[0] for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert trained == {"vision_encoder", "audio_encoder", "language_model"}
+
+
+def test_both_trainers_count_the_same_loss(tmp_path):
+    """TRL's, which makes no logits, and the model's own; dropout aside, which evaluation leaves out."""
+    one, other = (make(kind, tmp_path).evaluate()["eval_loss"] for kind in KINDS)
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulated_steps_are_those_of_one_large_batch(kind, tmp_path):
+    """Micro-batches of unequal numbers of learned tokens; the gradients' norm and the loss of the first step agree."""
+    settings = {"max_steps": 1, "max_grad_norm": 1e9}
+    logged = []
+    for size, steps in ((4, 1), (2, 2), (1, 4)):
+        trainer = make(kind, tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps, **settings)
+        trainer.model.language_model.peft_config["default"].lora_dropout = 0.0
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer.train()
+        logged.append((losses(trainer)[0], trainer.state.log_history[0]["grad_norm"]))
+    for loss, norm in logged[1:]:
+        assert loss == pytest.approx(logged[0][0], rel=1e-5)
+        assert norm == pytest.approx(logged[0][1], rel=1e-4)
+
+
+def test_after_training_the_audit_has_nothing_to_say(tmp_path):
+    """The gradients of the last step are looked at before they are cleared."""
+    trainer = make("trainer", tmp_path, max_steps=1, per_device_train_batch_size=12, gradient_accumulation_steps=1)
+    found = []
+
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            found.append(audit(model))
+
+    trainer.add_callback(Look())
+    trainer.train()
+    assert found[0].mistakes == ()
+
+
+@pytest.mark.parametrize("form", ["list", "dataset", "streamed"])
+def test_data_in_any_form_makes_the_same_batches(form, tmp_path):
+    """A list, a table of datasets, and a stream of it; absent fields of a table are None."""
+    trainer = make("trainer", tmp_path)
+    expected = trainer.data_collator(runs.rows())
+    table = Dataset.from_list(runs.rows())
+    data = {"list": runs.rows(), "dataset": table, "streamed": table.to_iterable_dataset()}[form]
+    (batch,) = DataLoader(data, batch_size=12, collate_fn=trainer.data_collator)
+    assert words.same(batch["encoder_inputs"]["vision"], expected["encoder_inputs"]["vision"])
+    for name in ("input_ids", "labels", "attention_mask"):
+        assert torch.equal(batch[name], expected[name])
+    sounds = (one["encoder_inputs"]["audio"]["input_features"] for one in (batch, expected))
+    torch.testing.assert_close(*sounds, atol=1e-5, rtol=1e-4)  # a table holds sound as float64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_streamed_data_set_trains(kind, tmp_path):
+    """As long as max_steps tells where to stop, and batches stay in one piece."""
+    trainer = make(kind, tmp_path, max_steps=2, accelerator_config={"dispatch_batches": False})
+    trainer.train_dataset = Dataset.from_list(runs.rows()).to_iterable_dataset()
+    trainer.train()
+    assert len(losses(trainer)) == 2
+
+
+def test_batches_that_accelerate_cuts_up_are_refused(tmp_path):
+    """Of streamed data it takes as many rows of each tensor as there are samples; the error says how to stop it."""
+    trainer = make("trainer", tmp_path, max_steps=2)
+    trainer.train_dataset = Dataset.from_list(runs.rows()).to_iterable_dataset()
+    with pytest.raises(PlaceholderMismatchError, match="dispatch_batches"):
+        trainer.train()
+
+
+def test_activation_checkpointing_changes_no_loss(tmp_path):
+    """Asked for by the trainer, with frozen towers and LoRA."""
+    plain, checkpointed = (make("trainer", tmp_path, max_steps=2, gradient_checkpointing=on) for on in (False, True))
+    for trainer in (plain, checkpointed):
+        trainer.train()
+    assert losses(plain)[0] == pytest.approx(losses(checkpointed)[0], rel=1e-6)
+    assert losses(plain)[1] == pytest.approx(losses(checkpointed)[1], rel=1e-3)  # Adam makes much of what rounding did
+
+
+def test_what_a_trainer_saves_loads_by_itself(tmp_path):
+    """Model and processor, in one folder."""
+    trainer = make("trainer", tmp_path, max_steps=1)
+    trainer.train()
+    trainer.save_model(tmp_path / "done")
+    model = MultimodalModel.from_pretrained(tmp_path / "done").eval()
+    processor = MultimodalProcessor.from_pretrained(tmp_path / "done")
+    conversation = two_modalities.sample("v", 0)[:1]
+    inputs = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=True, return_dict=True)
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    assert torch.equal(model.generate(**inputs, **settings), trainer.model.eval().generate(**inputs, **settings))
+
+
+def test_pushing_uploads_the_whole_composite(tmp_path, monkeypatch):
+    """What reaches the hub loads again; the hub is a folder here."""
+    from transformers.utils import hub
+
+    class Folder:
+        def __getattr__(self, name):
+            return getattr(hub_api, name)
+
+        def create_repo(self, repo_id, **_):
+            return type("Url", (), {"repo_id": repo_id, "__str__": lambda self: repo_id})()
+
+        def create_commit(self, repo_id, operations, **_):
+            for operation in operations:
+                file = tmp_path / repo_id / operation.path_in_repo
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with operation.as_file() as content:
+                    file.write_bytes(content.read())
+
+    hub_api = hub.hf_api() if hasattr(hub, "hf_api") else None
+    if hub_api is None:
+        pytest.skip("this release of transformers has no hub client to stand in for")
+    monkeypatch.setattr(hub, "hf_api", Folder)
+    trainer = make("trainer", tmp_path)
+    trainer.model.push_to_hub("me/sight-and-sound")
+    trainer.processing_class.push_to_hub("me/sight-and-sound")
+    model = MultimodalModel.from_pretrained(tmp_path / "me/sight-and-sound")
+    processor = MultimodalProcessor.from_pretrained(tmp_path / "me/sight-and-sound")
+    inputs = processor(text="<vision> a", images=words.image(0))
+    assert torch.equal(model(**inputs).logits, trainer.model.eval()(**inputs).logits)
