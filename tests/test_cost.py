@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import tiny
 import torch
+import two_modalities
 import words
 from ops import Ops
 from peft import LoraConfig, get_peft_model
@@ -111,20 +114,32 @@ class Saved:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("peft", [False, True])
-def test_a_frozen_encoder_leaves_no_graph(checkpointing, peft):
-    """Zero bytes saved for backward, one forward and no recompute; also with activation checkpointing and PEFT."""
-    model = composed()
-    model.set_trainable(encoders={"vision": (False, True)})
-    if peft:
+@pytest.mark.parametrize("peft", [None, "language model", "whole", "encoders"])
+def test_frozen_encoders_leave_no_graph(checkpointing, peft):
+    """Zero bytes saved for backward, one forward and no recompute; with activation checkpointing and PEFT anywhere."""
+    model = two_modalities.compose()
+    batch = two_modalities.make_batch(model, "v a t")
+    if peft == "encoders":
+        for encoder in model.encoders.values():
+            encoder.module = get_peft_model(encoder.module, LoraConfig(target_modules=["q_proj"]))
+    model.set_trainable(encoders={"vision": (False, True), "audio": (False, True)})
+    if peft == "language model":
         model.language_model = get_peft_model(model.language_model, LoraConfig(target_modules=["q_proj"]))
+    run = model
+    if peft == "whole":
+        lora = LoraConfig(target_modules=r"language_model.*q_proj", modules_to_save=["projector"])
+        run = get_peft_model(model, lora)
     if checkpointing:
         enable_checkpointing(model)
-    model.train()
-    with Saved(model.vision_encoder.module) as saved:
-        model(**batch(1, 1)).loss.backward()
-    assert (saved.bytes, saved.calls) == (0, 1)
-    assert model.vision_encoder.projector.projection.weight.grad.abs().sum() > 0
+    run.train()
+    with ExitStack() as stack:
+        saved = [stack.enter_context(Saved(encoder.module)) for encoder in model.encoders.values()]
+        run(**batch).loss.backward()
+    assert [(one.bytes, one.calls) for one in saved] == [(0, 1), (0, 1)]
+    for encoder in model.encoders.values():
+        gradients = [weight.grad for weight in encoder.projector.parameters() if weight.requires_grad]
+        assert gradients
+        assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
 def test_the_byte_counter_counts():

@@ -129,15 +129,53 @@ def test_generation_is_equal_alone_and_batched_with_left_padding():
         assert torch.equal(alone[0, -6:], batched[row, -6:])
 
 
-def test_packed_samples_of_any_modality_do_not_see_each_other():
-    """In one row: the loss of each token is that of the padded batch."""
+def test_packed_samples_have_the_losses_of_padded_ones_token_by_token():
+    """All in one row, with image and sound mixed: the loss of each token is that of the padded batch."""
     model = compose().eval()
     processor = make_processor(model)
     samples = [conversation(kinds) for kinds in SUBSETS]
-    padded = MultimodalCollator(processor)(samples)
-    packed = MultimodalCollator(processor, packing=True)(samples)
+    padded, packed = (MultimodalCollator(processor, packing=packing)(samples) for packing in (False, True))
     with torch.no_grad():
-        torch.testing.assert_close(model(**packed).loss, model(**padded).loss, atol=1e-5, rtol=1e-5)
+        expected, found = (token_losses(model(**batch).logits, batch["labels"]) for batch in (padded, packed))
+    assert len(expected) > 3 * len(SUBSETS)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of every learned token, in order."""
+    learned = labels[:, 1:] != -100
+    return torch.nn.functional.cross_entropy(logits[:, :-1][learned], labels[:, 1:][learned], reduction="none")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("changed", range(len(SUBSETS)))
+def test_no_token_sees_another_conversation_of_its_row(changed, attention):
+    """One conversation of the row gets other media and other words of the same length: no logit of the others moves."""
+    model = compose().eval()
+    model.set_attn_implementation(attention)
+    collate = MultimodalCollator(make_processor(model), packing=True)
+    samples = [conversation(kinds) for kinds in SUBSETS]
+    batch, other = collate(samples), collate(samples)
+    starts = [*(batch["position_ids"][0] == 0).nonzero().flatten().tolist(), batch["input_ids"].shape[1]]
+    own = slice(starts[changed], starts[changed + 1])
+    assert len(starts) == len(SUBSETS) + 1
+    other["input_ids"][:, own.stop - 3] = 7
+    for key, name in (("vision", "pixel_values"), ("audio", "input_features")):
+        inputs = other["encoder_inputs"][key]
+        inputs[name] = inputs[name].clone()
+        inputs[name][items_in(samples, key, changed)] *= -1.0
+    with torch.no_grad():
+        before, after = model(**batch).logits[0], model(**other).logits[0]
+    assert not torch.equal(before[own], after[own])
+    kept = [*range(own.start), *range(own.stop, len(before))]
+    assert torch.equal(before[kept], after[kept])
+
+
+def items_in(samples: list[list[dict]], key: str, sample: int) -> list[int]:
+    """Which items of a batch are that sample's."""
+    kind = {"vision": "image", "audio": "audio"}[key]
+    owners = [i for i, one in enumerate(samples) for part in one[0]["content"] if part["type"] == kind]
+    return [item for item, owner in enumerate(owners) if owner == sample]
 
 
 def test_two_encoders_for_sight_and_one_for_sound():
