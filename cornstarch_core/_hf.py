@@ -352,6 +352,8 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
                 continue
             for name in _DECLARED:
                 getattr(self, name).update(getattr(part, name, None) or ())
+        present = {type(part).__name__ for part in self.modules()}  # accelerate refuses a block that it can't find
+        self._no_split_modules = {name for name in self._no_split_modules or () if name in present}
 
     def find_ties(self) -> None:
         """Look for tied weights anew; parts may have been wrapped, unwrapped or replaced."""

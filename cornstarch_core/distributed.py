@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.distributed.fsdp import FSDPModule
 
 from .encoder import ModalEncoderModule
 from .errors import CompositionError
 
-__all__ = ["idle_output", "must_run"]
+__all__ = ["check_calls", "idle_output", "must_run"]
 
 
 def must_run(module: nn.Module) -> bool:
@@ -29,6 +30,25 @@ def must_run(module: nn.Module) -> bool:
     weights = list(module.parameters())
     sharded = any(hasattr(weight, "placements") for weight in weights)  # a DTensor
     return sharded or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
+
+
+def check_calls(encoder: ModalEncoderModule) -> None:
+    """Refuse to wait for calls that other ranks never make.
+
+    Raises:
+        CompositionError: the blocks of an encoder are sharded that runs differently often on different ranks.
+    """
+    if not (encoder.modal_callbacks.calls_vary and encoder.module is not None):
+        return
+    blocks = sorted({type(part).__name__ for part in encoder.module.modules() if isinstance(part, FSDPModule)})
+    if blocks:
+        names = ", ".join(name.removeprefix("FSDP") for name in blocks)
+        raise CompositionError(
+            f"{encoder.key}: its encoder runs differently often for different batches, so it can't be sharded by "
+            f"itself ({names}): ranks would wait for each other. Shard only what "
+            "cornstarch_core.training.sharding_units gives; with accelerate, name the other blocks in "
+            "fsdp_transformer_layer_cls_to_wrap."
+        )
 
 
 def idle_output(encoder: ModalEncoderModule) -> torch.Tensor:

@@ -171,7 +171,19 @@ class ModalEncoderModule(nn.Module):
         complete = self.modal_callbacks.dummy_inputs
         if self._dummy_inputs is None and complete is None:
             return None
-        return lambda: (complete or dict)(self._dummy_inputs() if self._dummy_inputs is not None else {})
+        return lambda: self._enlarged(
+            (complete or dict)(self._dummy_inputs() if self._dummy_inputs is not None else {})
+        )
+
+    def _enlarged(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Dummy inputs, as large as the projector needs them, if it says so and they can be counted."""
+        provided = getattr(self.projector, "provided", None)
+        if provided is None or provided.spec.dummy_inputs is None:
+            return inputs
+        count = replace(self.counter, callbacks=replace(self.modal_callbacks, num_features=None), projector=None)
+        if count.encoder is None and count.callbacks.num_tokens is None:
+            return inputs
+        return resolve(provided.spec.dummy_inputs, provided.plugin)(self.projector.config, inputs, count)
 
     @property
     def all_input_names(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from ._hf import (
     warn_of_right_padding,
 )
 from .config import MultimodalConfig
-from .distributed import idle_output, must_run
+from .distributed import check_calls, idle_output, must_run
 from .encoder import POSITIONS, ModalEncoderModule
 from .errors import CompositionError, InputError, PlaceholderMismatchError
 from .plugins import registry
@@ -281,6 +281,7 @@ class MultimodalModel(CompositeModel):
         Or then a zero, if other ranks wait for the encoder: all run their encoders in one order.
         """
         encoder = self.encoders[key]
+        check_calls(encoder)
         positions = self._positions(key, inputs, input_ids)
         if not has_media(encoder, inputs):
             if positions is not None and len(positions):

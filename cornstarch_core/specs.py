@@ -11,6 +11,7 @@ before, so that a plugin's own module stays light (no torch). The functions behi
 ``EncoderSpec.build``       ``(config: dict) -> nn.Module``
 ``ProjectorSpec.build``     ``(config: MultimodalProjectorConfig) -> nn.Module``
 ``ProjectorSpec.num_tokens``  ``(config: MultimodalProjectorConfig, counts: list[int]) -> list[int]``
+``ProjectorSpec.dummy_inputs``  ``(config: MultimodalProjectorConfig, encoder_inputs, count) -> encoder_inputs``
 ``ProcessorSpec.build``     ``(context: EncoderContext, **callback_options) -> image processor or feature extractor``
 ``ProcessorSpec.wrap``      ``(context: EncoderContext, processor, **callback_options) -> processor``
 ``ProcessorSpec.prepare``   ``(item) -> item``, raises :class:`~cornstarch_core.errors.MediaError`
@@ -79,11 +80,16 @@ class ProjectorSpec:
         build: target that makes the module which maps ``(items, tokens, in_features)`` to
             ``(items, tokens', out_features)``.
         num_tokens: target of its length function; default: the length does not change.
+        dummy_inputs: target of the function that enlarges the smallest inputs that the encoder takes, completed by the
+            callbacks, to the smallest of which the projector takes the features. ``count(encoder_inputs)`` tells how
+            many tokens of each media item reach the projector, a ``list[int]``, or raises where the encoder refuses
+            the inputs. Where nothing fits it returns the inputs as they are; default: unchanged.
     """
 
     name: str
     build: str
     num_tokens: str | None = None
+    dummy_inputs: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +188,8 @@ class ModalCallbacks:
         postprocess_module: ``(inputs, output) -> output``, between the encoder and the projector.
         postprocess_projector: ``(inputs, output) -> output``, after the projector.
         run_module: ``(module, inputs) -> output``, how to run the encoder; default: ``module(**inputs)``.
+        calls_vary: whether ``run_module`` calls the encoder differently often for different batches. Such an encoder
+            can't be sharded block by block, since other ranks would wait for a call that never comes; default: no.
         num_tokens: ``(encoder_inputs, counts) -> list[int]``: the counts after ``postprocess_module`` for the counts
             that the encoder gives; default: unchanged.
         num_features: ``(encoder_inputs, counts) -> list[int]``: the same for ``postprocess_projector`` and the counts
@@ -209,6 +217,7 @@ class ModalCallbacks:
     postprocess_module: Callable[..., Any] | None = None
     postprocess_projector: Callable[..., Any] | None = None
     run_module: Callable[..., Any] | None = None
+    calls_vary: bool = False
     num_tokens: Callable[..., list[int]] | None = None
     num_features: Callable[..., list[int]] | None = None
     process: Callable[..., dict[str, Any]] | None = None

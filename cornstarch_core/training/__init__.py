@@ -7,6 +7,16 @@ The *parts* of a model are ``"language_model"``, and for each modality ``"<key>.
 from .audit import Audit, PartReport, audit
 from .rates import parameter_groups
 from .resume import last_checkpoint
+from .sharding import sharding_units
 from .trained import load_trained, save_trained
 
-__all__ = ["Audit", "PartReport", "audit", "last_checkpoint", "load_trained", "parameter_groups", "save_trained"]
+__all__ = [
+    "Audit",
+    "PartReport",
+    "audit",
+    "last_checkpoint",
+    "load_trained",
+    "parameter_groups",
+    "save_trained",
+    "sharding_units",
+]

@@ -8,54 +8,81 @@ import sys
 from pathlib import Path
 
 import pytest
+import ranks
 import tiny
 import torch
 import two_modalities
+from peft import LoraConfig, get_peft_model
+from torch.distributed.fsdp import FSDPModule
 
 from cornstarch_core import ModalCallbacks, ModalEncoderModule, MultimodalModel
 from cornstarch_core.distributed import idle_output, must_run
 from cornstarch_core.errors import CompositionError
+from cornstarch_core.training import sharding_units
 
 WATCHDOG = 240  # seconds for all mixes; one that hangs is killed, and fails
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
-def gradients(request, tmp_path_factory) -> tuple[str, Path]:
-    """What two processes left, for every mix."""
-    folder = tmp_path_factory.mktemp(request.param)
-    script = Path(__file__).with_name("ranks.py")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script, request.param, folder, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        for rank in range(2)
+@pytest.mark.parametrize("kind", ranks.MIXES)
+def test_gradients_are_those_of_the_whole_batch(kind, tmp_path):
+    """Whatever the ranks have: all of it, one text only, all text only, one sight and the other sound."""
+    run(kind, tmp_path)
+    for mix in ranks.MIXES[kind]:
+        model = ranks.compose(kind)
+        batches = [two_modalities.make_batch(model, share) for share in mix.split("|")]
+        learned = sum(map(two_modalities.learned, batches))
+        for batch in batches:
+            model(**batch, num_items_in_batch=learned).loss.backward()
+        expected = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+        for rank in range(ranks.WORLD):
+            given = torch.load(tmp_path / f"{mix.replace('|', '_')}-{rank}.pt")
+            assert given.keys() == {name for name in expected if "embed_positions" not in name}
+            for name, gradient in given.items():
+                whole = expected[name] if expected[name] is not None else torch.zeros_like(gradient)
+                torch.testing.assert_close(gradient, whole, atol=1e-6, rtol=1e-5, msg=f"{mix}, rank {rank}: {name}")
+
+
+def run(kind: str, folder: Path) -> None:
+    """Both processes, one step for every mix."""
+    command = [sys.executable, ranks.__file__, kind, str(folder)]
+    processes = [
+        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for rank in range(ranks.WORLD)
     ]
     try:
-        said = [rank.communicate(timeout=WATCHDOG)[0].decode() for rank in ranks]
+        said = [process.communicate(timeout=WATCHDOG)[0].decode() for process in processes]
     finally:
-        for rank in ranks:
-            rank.kill()
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(text[-3000:] for text in said)
-    return request.param, folder
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), "\n".join(text[-3000:] for text in said)
 
 
-@pytest.mark.parametrize("mix", two_modalities.MIXES)
-def test_gradients_are_those_of_the_whole_batch(mix, gradients):
-    """Whatever the ranks have: all of it, one text only, all text only, one sight and the other sound."""
-    kind, folder = gradients
+def test_blocks_of_an_encoder_that_runs_differently_often_are_not_sharded():
+    """They are no units; whoever shards them all the same is told, instead of waiting for ever."""
+    model = two_modalities.compose(two_modalities.wav2vec2)
+    units = {type(unit).__name__ for unit in sharding_units(model)}
+    assert units == {"CLIPEncoderLayer", "CLIPVisionEmbeddings", "LlamaDecoderLayer"}
+    batch = two_modalities.make_batch(model, "a t")
+    layer = model.audio_encoder.module.encoder.layers[0]
+    layer.__class__ = type("FSDPLayer", (FSDPModule, type(layer)), {})  # as fully_shard marks it
+    with pytest.raises(CompositionError, match=r"audio: .*differently often.*\(Layer\).*sharding_units"):
+        model(**batch)
+
+
+def test_units_come_from_the_parts_also_through_peft():
+    """A frozen tower may stay whole; one that trains may not."""
     model = two_modalities.compose()
-    model.train()
-    batches = [two_modalities.make_batch(model, share) for share in mix.split("|")]
-    learned = sum(map(two_modalities.learned, batches))
-    for batch in batches:
-        model(**batch, num_items_in_batch=learned).loss.backward()
-    expected = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for rank in range(2):
-        given = torch.load(folder / f"{kind}-{mix.replace('|', '_')}-{rank}.pt")
-        assert given.keys() == {name for name in expected if "embed_positions" not in name}
-        for name, gradient in given.items():
-            whole = expected[name] if expected[name] is not None else torch.zeros_like(gradient)
-            torch.testing.assert_close(gradient, whole, atol=1e-6, rtol=1e-5, msg=f"{mix}, rank {rank}: {name}")
+    model.language_model = get_peft_model(model.language_model, LoraConfig(target_modules=["q_proj"]))
+    model.audio_encoder.module = get_peft_model(model.audio_encoder.module, LoraConfig(target_modules=["q_proj"]))
+    model.set_trainable(encoders={"vision": (False, True)})
+    names = [type(unit).__name__ for unit in sharding_units(model, replicate=["vision.module"])]
+    assert sorted(names) == ["LlamaDecoderLayer"] * 2 + ["WhisperEncoderLayer"] * 2
+    whole = get_peft_model(two_modalities.compose(), LoraConfig(target_modules=r"language_model.*q_proj"))
+    assert {type(unit).__name__ for unit in sharding_units(whole)} > set(names)
+    with pytest.raises(ValueError, match="replicate= names audio.module, which trains"):
+        sharding_units(model, replicate=["audio.module"])
+    with pytest.raises(ValueError, match="replicate= names smell; choose from vision.module"):
+        sharding_units(model, replicate=["smell"])
 
 
 def test_one_process_runs_nothing_for_nothing(mllm):

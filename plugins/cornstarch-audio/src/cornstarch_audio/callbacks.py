@@ -65,6 +65,7 @@ def audio(context: EncoderContext, keep_padding: bool = False) -> ModalCallbacks
         process=frames.prepare,
         preprocess=frames.mask,
         run_module=frames.run,
+        calls_vary=frames.runs_apart,
         postprocess_module=frames.select,
         num_tokens=frames.num_tokens,
         input_names=(LENGTHS, WINDOWS, *MASKS),
@@ -162,6 +163,11 @@ class SoundFrames:
             allow_is_bidirectional_skip=False,  # to find out whether it may be left out would cost a device sync
         )
 
+    @property
+    def runs_apart(self) -> bool:
+        """Whether rows of different lengths can't be run at once: no mask would make their frames the same."""
+        return self.family.window is None and not self.family.masks(self.config)
+
     def run(self, module: nn.Module, inputs: dict[str, Any]) -> Any:
         """Run the encoder: all rows at once where that gives the same frames, else those of one length at once."""
         lengths = inputs.pop(_ROWS, None)
@@ -170,7 +176,7 @@ class SoundFrames:
                 f"{self.key}: a preprocess_callback stands in place of that of 'audio', which makes what the encoder "
                 "needs. Compose without it, or give all of them yourself: cornstarch_audio.callbacks.audio makes them."
             )
-        if self.family.window is not None or self.family.masks(self.config):
+        if not self.runs_apart:
             return module(**inputs)
         if self.family.mask_name is not None:
             inputs.pop(self.family.mask_name, None)

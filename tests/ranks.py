@@ -1,0 +1,113 @@
+"""Two processes of one training step: python ranks.py KIND FOLDER RANK, see distributed/test_missing_modality.py.
+
+Each takes its share of a batch, and leaves the gradients that it holds after the step.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import two_modalities
+
+from cornstarch_core.training import sharding_units
+
+WORLD = 2
+
+
+MIXES = {
+    "ddp": two_modalities.MIXES,
+    "fsdp2": two_modalities.MIXES,
+    "accelerate": ("v t|t t", "v t|a a"),
+    "calls vary": ("a a v|t a", "v t|a a"),
+}
+"""What each kind is tried with; in the last one ranks run their encoder for sound differently often."""
+
+
+def compose(kind: str) -> torch.nn.Module:
+    """The model, the same for every process; for accelerate with frozen towers."""
+    model = two_modalities.compose(two_modalities.wav2vec2 if kind == "calls vary" else None)
+    if kind == "accelerate":
+        model.set_trainable(encoders={"vision": (False, True), "audio": (False, True)})
+    return model.train()
+
+
+def shard(model: torch.nn.Module) -> None:
+    """By torch itself."""
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for unit in sharding_units(model):
+        fully_shard(unit, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def shard_by_accelerate(model: torch.nn.Module) -> None:
+    """By accelerate's own function, with the settings of examples/accelerate; what calls it there needs a GPU."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=True,
+        ignored_modules=r"(vision|audio)_encoder\.module",
+        cpu_ram_efficient_loading=False,
+    )
+    one = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        device=torch.device("cpu"),
+        mixed_precision="no",
+        is_main_process=True,
+        torch_device_mesh=None,
+        parallelism_config=None,
+    )
+    fsdp2_prepare_model(one, model)
+    units = [type(part).__name__ for part in model.modules() if isinstance(part, FSDPModule)]
+    assert "FSDPLlamaDecoderLayer" in units
+    assert "FSDPCLIPEncoderLayer" in units  # a unit with nothing in it: its weights are whole on every rank
+    assert not any(hasattr(weight, "placements") for weight in model.vision_encoder.module.parameters())
+
+
+def step(kind: str, mix: str, rank: int) -> dict[str, torch.Tensor]:
+    """The gradients of one step, whole."""
+    model = compose(kind)
+    batches = [two_modalities.make_batch(model, share) for share in mix.split("|")]
+    learned = sum(two_modalities.learned(batch) for batch in batches)
+    run = model
+    if kind == "ddp":
+        run = DistributedDataParallel(model)
+    elif kind == "accelerate":
+        shard_by_accelerate(model)
+    else:
+        shard(model)
+    # a rank's loss is its sum over tokens; the mean over ranks is then the mean over all tokens
+    run(**batches[rank], num_items_in_batch=learned / WORLD).loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in gradients.items()}
+
+
+def main(kind: str, folder: str, rank: int) -> None:
+    """One process, all mixes."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", f"file://{folder}/meeting", timedelta(seconds=60), world_size=WORLD, rank=rank
+    )
+    for mix in MIXES[kind]:
+        torch.save(step(kind, mix, rank), Path(folder) / f"{mix.replace('|', '_')}-{rank}.pt")
+        distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
