@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 import words
@@ -92,6 +94,16 @@ def test_a_template_that_writes_a_list_as_data_counts_as_one_for_strings():
 def test_every_name_of_a_type_is_written(kind):
     """The key, and each content type of the plugin, come out as the type that the template knows."""
     assert written(words.TYPED, [user({"type": kind}, text("a"))]) == "USER: <image>\na "
+
+
+@pytest.mark.parametrize("source", [words.CHATML, words.TYPED], ids=["strings", "typed"])
+def test_fields_that_are_none_are_not_there(source):
+    """Tables of pyarrow fill them in, so that all parts have the same."""
+    filled = [
+        user({**IMAGE, "text": None, "image": None}, {**text("What?"), "image": None}),
+        {"role": "assistant", "content": [{**text("A cat."), "image": None}], "name": None},
+    ]
+    assert written(source, filled) == written(source, [user(IMAGE, text("What?")), assistant("A cat.")])
 
 
 @pytest.mark.parametrize("part", [{"type": "smell"}, "a", {"text": "a"}, {"type": "text"}, None])
@@ -224,6 +236,20 @@ def test_an_image_may_be_a_path(processor, tmp_path):
         part = {"type": "image", name: str(tmp_path / "a.png")}
         batch = processor.apply_chat_template([user(part)], tokenize=True, return_dict=True)
         assert batch["encoder_inputs"]["vision"]["pixel_values"].shape[0] == 1
+
+
+def test_media_whose_other_places_are_none_are_found(processor):
+    """In a part as a table of pyarrow gives it, as bytes with or without the file they come from."""
+    file = io.BytesIO()
+    words.image().save(file, "PNG")
+    options = {"tokenize": True, "return_dict": True}
+    expected = processor.apply_chat_template([user({**IMAGE, "image": words.image()}, text("a"))], **options)
+    for image in ({"bytes": file.getvalue(), "path": None}, {"bytes": file.getvalue(), "path": "gone.png"}):
+        part = {**IMAGE, "text": None, "image": image, "url": None, "path": None}
+        said = [user(part, {**text("a"), "image": None})]
+        assert words.same(processor.apply_chat_template(said, **options), expected)
+    beside = [user({**IMAGE, "text": None, "image": None}, text("a"))]
+    assert words.same(processor.apply_chat_template(beside, images=[words.image()], **options), expected)
 
 
 def test_media_may_stand_beside_the_conversation(processor):

@@ -381,6 +381,47 @@ def test_files_are_opened(tmp_path, kind):
     assert prepare_image(items[kind]).tobytes() == picture().tobytes()
 
 
+@pytest.mark.parametrize("path", [None, "gone.png"])
+def test_what_datasets_give_undecoded_is_opened(path):
+    """Bytes win over the path, which need not exist here."""
+    item = {"bytes": encoded(picture()), "path": path}
+    assert prepare_image(item).tobytes() == picture().tobytes()
+
+
+@pytest.mark.parametrize("item", [{"bytes": None}, {}])
+def test_a_path_without_bytes_is_read(tmp_path, item):
+    """As datasets have it that were made of paths."""
+    path = tmp_path / "picture.png"
+    picture().save(path)
+    assert prepare_image({**item, "path": str(path)}).tobytes() == picture().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"url": "x"}, r"a dict with 'url'; expected 'bytes', or 'path', that is not None\. Give"),
+        ({"bytes": None, "path": None}, r"a dict with 'bytes', 'path'; expected"),
+        ({}, r"a dict with nothing; expected"),
+        ({"bytes": None, "path": "gone.png"}, r"there is no image file 'gone\.png'"),
+        ({"bytes": b"abc", "path": "a.png"}, r"image file 'a\.png' can't be read: .*\. Check it"),
+        ({"bytes": b"abc"}, r"this image can't be read: "),
+        ({"bytes": "Hi"}, r"there is no image file 'Hi'"),
+    ],
+)
+def test_dictionaries_without_an_image_are_refused(item, message):
+    """The message has what is there, what was expected, and the file if there is a name."""
+    with pytest.raises(MediaError, match=message):
+        prepare_image(item)
+
+
+def test_a_broken_file_is_named(tmp_path):
+    """By its path, which Pillow itself leaves out where the end is missing."""
+    path = tmp_path / "picture.png"
+    path.write_bytes(encoded(picture((50, 60)))[:-40])
+    with pytest.raises(MediaError, match=r"vision: image file '.*picture\.png' can't be read: "):
+        prepare_image(path)
+
+
 def test_files_are_turned_upright():
     """Photos lie on their side with a note in the EXIF data, as ``transformers.image_utils.load_image`` reads them."""
     exif = Image.Exif()
@@ -419,7 +460,7 @@ def test_broken_files_are_an_image_or_a_clear_error(cut, flip, file_format):
     assert image is None or image.mode == "RGB"
 
 
-@pytest.mark.parametrize("item", [None, 3, {"url": "x"}, [[1, 2]], object()])
+@pytest.mark.parametrize("item", [None, 3, [[1, 2]], object()])
 def test_other_things_are_refused(item):
     """The message has the type, and what an image can be."""
     with pytest.raises(MediaError, match=f"{type(item).__name__} is not an image; give a PIL image"):

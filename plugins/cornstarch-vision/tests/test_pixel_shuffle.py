@@ -1,11 +1,23 @@
 """The ``"pixel_shuffle"`` projector."""
 
+import pickle
+from dataclasses import replace
+
 import pytest
+import tiny as tiny_models
 import torch
-from cornstarch_vision.pixel_shuffle import PixelShuffleProjector, num_tokens, pixel_shuffle
+from cornstarch_vision.pixel_shuffle import PixelShuffleProjector, dummy_inputs, num_tokens, pixel_shuffle
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cornstarch_core import (
+    ModalCallbacks,
+    ModalEncoderModule,
+    MultimodalModel,
+    MultimodalProjector,
+    MultimodalProjectorConfig,
+)
+from cornstarch_core.distributed import idle_output
 from cornstarch_core.errors import CompositionError
 
 
@@ -108,3 +120,131 @@ def test_dtype_is_kept():
     """A projector in bfloat16 gives bfloat16."""
     projector = PixelShuffleProjector(Config()).to(torch.bfloat16)
     assert projector(torch.rand(1, 4, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+# --- dummy inputs -----------------------------------------------------------------------------------------------------
+
+
+def compose(encoder, **options):
+    """A model of one vision encoder whose patches are shuffled."""
+    options = {"callbacks": "llava", **options}
+    part = ModalEncoderModule(encoder, **options)
+    return MultimodalModel(
+        encoders={"vision": part}, language_model=tiny_models.llama(), init_projector_type="pixel_shuffle"
+    )
+
+
+def edges(encoder):
+    """Height and width of an encoder's dummy image."""
+    return tuple(encoder.dummy_inputs()["pixel_values"].shape[-2:])
+
+
+def gradients(encoder, output):
+    """Of each weight that ``output`` depends on."""
+    encoder.zero_grad()
+    output.backward()
+    return {name: weight.grad for name, weight in encoder.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("name", ["beit", "dinov2", "dinov2_with_registers", "dinov3_vit"])
+def test_a_rank_without_images_runs_encoders_of_any_size(tiny, name):
+    """One patch is too small to be shuffled, so the image grows; the zero depends on what a real image's features do."""
+    encoder = compose(tiny(name)).vision_encoder
+    assert edges(encoder) == (16, 16)  # two patches of 8
+    output = idle_output(encoder)
+    assert output == 0
+    idle = gradients(encoder, output)
+    real = gradients(encoder, encoder(pixel_values=torch.rand(1, 3, 32, 32))[0].sum())
+    assert idle.keys() == real.keys()
+    assert any("projector" in weight for weight in idle)
+    assert not any(gradient.any() for gradient in idle.values())
+
+
+@pytest.mark.parametrize(("factor", "edge"), [(1, 8), (2, 16), (3, 24), (4, 32)])
+def test_dummies_grow_no_more_than_needed(tiny, factor, edge):
+    """To as many patches as the factor has."""
+    config = MultimodalProjectorConfig(
+        projection_type="pixel_shuffle", in_features=16, out_features=64, scale_factor=factor
+    )
+    encoder = compose(tiny("dinov2"), projector=MultimodalProjector(config)).vision_encoder
+    assert edges(encoder) == (edge, edge)
+    assert encoder(**encoder.dummy_inputs())[0].shape == (1, 1, 64)
+
+
+@pytest.mark.parametrize(("side", "factor", "expected"), [(2, 2, 2), (2, 3, 6), (4, 6, 12), (6, 4, 12)])
+def test_a_grid_that_does_not_fit_grows_to_one_that_does(side, factor, expected):
+    """Its smallest multiple that the factor divides; rows and columns are repeated."""
+    pixels = torch.rand(1, 3, side, side)
+    inputs = {"pixel_values": pixels, "other": 1}
+    enlarged = dummy_inputs(
+        Config(scale_factor=factor),
+        inputs,
+        lambda given: [given["pixel_values"].shape[-1] * given["pixel_values"].shape[-2]],
+    )
+    assert enlarged["other"] == 1
+    assert enlarged["pixel_values"].shape[-2:] == (expected, expected)
+    assert torch.equal(enlarged["pixel_values"][..., -side:, -side:], pixels)
+    assert inputs["pixel_values"] is pixels
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "vit", "deit"])
+def test_encoders_of_a_fixed_size_keep_their_dummies(tiny, name):
+    """A grid that fits is left as it is; one that does not fit real images is refused as those are."""
+    encoder = compose(tiny(name)).vision_encoder
+    assert edges(encoder) == (32, 32)
+    assert idle_output(encoder) == 0
+    odd = compose(tiny(name, image_size=24)).vision_encoder
+    assert edges(odd) == (24, 24)
+    with pytest.raises(CompositionError, match="9 tokens per image"):
+        idle_output(odd)
+
+
+@pytest.mark.parametrize("name", ["beit", "dinov2"])
+def test_real_images_that_do_not_fit_are_still_refused(tiny, name):
+    """Only dummies grow."""
+    encoder = compose(tiny(name)).vision_encoder
+    with pytest.raises(CompositionError, match="9 tokens per image"):
+        encoder(pixel_values=torch.rand(1, 3, 24, 24))
+    with pytest.raises(CompositionError, match="9 tokens per image"):
+        encoder.counter({"pixel_values": torch.rand(1, 3, 24, 24)})
+
+
+def test_with_cls_nothing_fits(tiny):
+    """Dummies are refused as every real image is, and the message says what to do."""
+    encoder = compose(tiny("dinov2"), callbacks=None).vision_encoder
+    assert edges(encoder) == (8, 8)
+    with pytest.raises(CompositionError, match=r"2 tokens per image .*callbacks='llava'"):
+        idle_output(encoder)
+
+
+def test_ready_made_embeddings_grow_as_well():
+    """From one token to the four of a square."""
+    encoder = compose(None, callbacks=None, hidden_size=16).vision_encoder
+    assert encoder.dummy_inputs()["embeds"].shape == (1, 4, 16)
+    assert idle_output(encoder) == 0
+
+
+def test_dummies_of_ones_own_are_left_as_they_are():
+    """Where nobody counts the encoder's tokens, or there is nothing to repeat."""
+    encoder = tiny_models.ToyEncoder()
+    callbacks = ModalCallbacks(dummy_inputs=lambda inputs: {"signal": torch.zeros(1, 16, 5)})
+    own = {"hidden_size": 32, "input_names": "signal"}
+    one = compose(encoder, callbacks=callbacks, **own).vision_encoder
+    assert idle_output(one) == 0
+    other = compose(encoder, callbacks=replace(callbacks, num_tokens=lambda inputs, counts: [3]), **own).vision_encoder
+    assert other.dummy_inputs()["signal"].shape == (1, 16, 5)
+
+
+def test_a_model_with_larger_dummies_can_be_sent_to_other_processes(tiny):
+    """As those that train it need it."""
+    model = pickle.loads(pickle.dumps(compose(tiny("dinov2"))))
+    assert idle_output(model.vision_encoder) == 0
+
+
+def test_any_resolution_keeps_its_dummies(tiny):
+    """Crops of the encoder's own size fit; sizes and crops stay in step."""
+    pytest.importorskip("cornstarch_llava_next")
+    options = {"callbacks": "llava-next", "callback_options": {"tokens_per_crop": 4}}
+    encoder = compose(tiny("dinov2"), **options).vision_encoder
+    assert edges(encoder) == (32, 32)
+    assert idle_output(encoder) == 0

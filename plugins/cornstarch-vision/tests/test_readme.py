@@ -9,10 +9,11 @@ from cornstarch_vision import plugin
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_examples_run():
-    """All examples, one after another, as a reader would."""
+def test_examples_run(tmp_path, monkeypatch):
+    """All examples, one after another, as a reader would, in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     namespace = {}
     for example in examples:
         exec(compile(example, "README.md", "exec"), namespace)

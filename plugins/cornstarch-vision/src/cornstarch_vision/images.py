@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -181,7 +182,9 @@ def prepare_image(item: Any) -> Image.Image:
               by 1/257;
             - an array or tensor ``(height, width)``, or with 1, 3 or 4 channels, last or first. Where both would do, an
               array has them last, a tensor first. Integers in [0, 255], floats in [0, 1], or booleans;
-            - the path of an image file, or its content as ``bytes``; turned upright as its EXIF data say.
+            - the path of an image file, or its content as ``bytes``; turned upright as its EXIF data say;
+            - what the ``Image`` feature of Hugging Face datasets gives with ``decode=False``:
+              ``{"bytes": ..., "path": ...}``. The path is read if the bytes are ``None`` or not there.
 
     Returns:
         A PIL image of mode ``"RGB"``.
@@ -202,7 +205,8 @@ def prepare_image(item: Any) -> Image.Image:
     except MediaError:
         raise
     except Exception as error:  # Pillow's decoders raise all kinds of errors on a broken file
-        raise MediaError(f"vision: this image can't be read: {error}. Check the file, or convert it to RGB.") from error
+        reason = str(error).rstrip(".")
+        raise MediaError(f"vision: {_called(item)} can't be read: {reason}. Check it, or convert it to RGB.") from error
 
 
 def _open(item: Any) -> Image.Image:
@@ -212,6 +216,8 @@ def _open(item: Any) -> Image.Image:
         return _from_array(_as_numpy(item), channels_first=True)
     if isinstance(item, np.ndarray):
         return _from_array(item, channels_first=False)
+    if isinstance(item, Mapping):
+        return _from_mapping(item)
     if isinstance(item, (bytes, bytearray)):
         return _from_file(BytesIO(item))
     if isinstance(item, (str, os.PathLike)):
@@ -219,6 +225,21 @@ def _open(item: Any) -> Image.Image:
     raise MediaError(
         f"vision: {type(item).__name__} is not an image; give a PIL image, an array or tensor, a path, or bytes."
     )
+
+
+def _from_mapping(item: Mapping[str, Any]) -> Image.Image:
+    kind = next((key for key in ("bytes", "path") if item.get(key) is not None), None)
+    if kind is None:
+        raise MediaError(
+            f"vision: a dict with {', '.join(map(repr, item)) or 'nothing'}; expected 'bytes', or 'path', that is not "
+            "None. Give one of them, or the image itself."
+        )
+    return _open(item[kind])
+
+
+def _called(item: Any) -> str:
+    name = item.get("path") if isinstance(item, Mapping) else item
+    return f"image file {os.fspath(name)!r}" if isinstance(name, (str, os.PathLike)) else "this image"
 
 
 def _from_file(file: Path | BytesIO) -> Image.Image:

@@ -8,19 +8,20 @@ Shapes: T tokens, D width, f scale factor.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers.activations import ACT2CLS, ACT2FN
 
-from cornstarch_core.errors import CompositionError
+from cornstarch_core.errors import CompositionError, InputError
 
 if TYPE_CHECKING:
     from cornstarch_core import MultimodalProjectorConfig
 
-__all__ = ["PixelShuffleProjector", "num_tokens", "pixel_shuffle"]
+__all__ = ["PixelShuffleProjector", "dummy_inputs", "num_tokens", "pixel_shuffle"]
 
 
 class PixelShuffleProjector(nn.Module):
@@ -107,6 +108,49 @@ def num_tokens(config: MultimodalProjectorConfig, counts: list[int]) -> list[int
     return [(_side(count, factor) // factor) ** 2 for count in counts]
 
 
+def dummy_inputs(
+    config: MultimodalProjectorConfig, encoder_inputs: dict[str, Any], count: Callable[[dict[str, Any]], list[int]]
+) -> dict[str, Any]:
+    """Enlarge the smallest inputs of an encoder until their tokens form a grid that the factor divides.
+
+    Args:
+        config: the projector's; ``scale_factor``, default 2.
+        encoder_inputs: ``pixel_values`` ``(..., height, width)``, which is repeated downwards and sideways; or
+            ready-made ``embeds`` ``(items, tokens, width)``, of which tokens are repeated.
+        count: tokens per image before the projector, of such inputs.
+
+    Returns:
+        The inputs, with as few repetitions as will do: none where the grid fits, nor where none does, as with an
+        encoder of a fixed size.
+
+    Example:
+        >>> import torch
+        >>> from cornstarch_core import MultimodalProjectorConfig
+        >>> one_patch = {"pixel_values": torch.zeros(1, 3, 14, 14)}
+        >>> def count(inputs):
+        ...     return [(inputs["pixel_values"].shape[-1] // 14) ** 2]
+        >>> dummy_inputs(MultimodalProjectorConfig(scale_factor=2), one_patch, count)["pixel_values"].shape
+        torch.Size([1, 3, 28, 28])
+    """
+    factor = _scale_factor(config)
+    for times in range(1, factor + 1):
+        enlarged = {**encoder_inputs, **_repeated(encoder_inputs, times)}
+        try:
+            counts = count(enlarged)
+        except InputError:  # the encoder takes no other size
+            break
+        if all(_fits(tokens, factor) for tokens in counts):
+            return enlarged
+    return encoder_inputs
+
+
+def _repeated(inputs: dict[str, Any], times: int) -> dict[str, torch.Tensor]:
+    pixels, embeds = inputs.get("pixel_values"), inputs.get("embeds")
+    if isinstance(pixels, torch.Tensor):
+        return {"pixel_values": pixels.repeat(*[1] * (pixels.dim() - 2), times, times)}
+    return {"embeds": embeds.repeat(1, times**2, 1)} if isinstance(embeds, torch.Tensor) else {}
+
+
 def _scale_factor(config: MultimodalProjectorConfig) -> int:
     factor = getattr(config, "scale_factor", 2)
     if type(factor) is not int or factor < 1:
@@ -116,10 +160,15 @@ def _scale_factor(config: MultimodalProjectorConfig) -> int:
 
 def _side(tokens: int, factor: int) -> int:
     """Edge of the grid."""
-    side = isqrt(tokens)
-    if side * side != tokens or side % factor:
+    if not _fits(tokens, factor):
         raise CompositionError(
             f"pixel_shuffle: {tokens} tokens per image are not the square of a multiple of scale_factor={factor}. Drop "
             "CLS and registers (callbacks='llava'), or choose an image size or factor that fits."
         )
-    return side
+    return isqrt(tokens)
+
+
+def _fits(tokens: int, factor: int) -> bool:
+    """Whether the tokens form a square grid whose edge the factor divides."""
+    side = isqrt(max(tokens, 0))
+    return 0 < tokens == side * side and side % factor == 0

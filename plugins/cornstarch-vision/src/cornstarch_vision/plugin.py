@@ -49,6 +49,7 @@ def cornstarch_register_projectors() -> list[ProjectorSpec]:
             name="pixel_shuffle",
             build="cornstarch_vision.pixel_shuffle:PixelShuffleProjector",
             num_tokens="cornstarch_vision.pixel_shuffle:num_tokens",
+            dummy_inputs="cornstarch_vision.pixel_shuffle:dummy_inputs",
         )
     ]
 
