@@ -13,15 +13,16 @@ from types import SimpleNamespace
 
 import torch
 from torch import distributed
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import two_modalities
 
-from cornstarch_core.training import sharding_units
+from cornstarch_core.training import save_trained, sharding_units
 
 WORLD = 2
 
@@ -52,19 +53,13 @@ def shard(model: torch.nn.Module) -> None:
 
 
 def shard_by_accelerate(model: torch.nn.Module) -> None:
-    """By accelerate's own function, with the settings of examples/accelerate; what calls it there needs a GPU."""
+    """By accelerate's own function, with the settings in examples/accelerate; what calls it there needs a GPU."""
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        reshard_after_forward=True,
-        ignored_modules=r"(vision|audio)_encoder\.module",
-        cpu_ram_efficient_loading=False,
-    )
+    os.environ.update({name: value for name, value in launched().items() if name.startswith("FSDP_")})
     one = SimpleNamespace(
-        state=SimpleNamespace(fsdp_plugin=plugin),
+        state=SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin()),
         device=torch.device("cpu"),
         mixed_precision="no",
         is_main_process=True,
@@ -72,10 +67,28 @@ def shard_by_accelerate(model: torch.nn.Module) -> None:
         parallelism_config=None,
     )
     fsdp2_prepare_model(one, model)
-    units = [type(part).__name__ for part in model.modules() if isinstance(part, FSDPModule)]
-    assert "FSDPLlamaDecoderLayer" in units
-    assert "FSDPCLIPEncoderLayer" in units  # a unit with nothing in it: its weights are whole on every rank
-    assert not any(hasattr(weight, "placements") for weight in model.vision_encoder.module.parameters())
+
+
+def launched(file: str = "fsdp2.yaml") -> dict[str, str]:
+    """The environment that ``accelerate launch --config_file`` starts processes with."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    config = Path(__file__).parents[1] / "examples" / "accelerate" / file
+    given = launch_command_parser().parse_args(["--config_file", str(config), "script.py"])
+    return prepare_multi_gpu_env(_validate_launch_command(given)[0])
+
+
+def save(folder: Path, rank: int) -> None:
+    """What the sharded model saves, as a whole and what was trained, and its logits."""
+    model = compose("accelerate").eval()
+    with torch.no_grad():
+        logits = model(**two_modalities.make_batch(model, "v a t")).logits
+    shard_by_accelerate(model)
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    model.save_pretrained(folder / "whole", state_dict=whole, is_main_process=rank == 0)
+    save_trained(model, folder / "trained", is_main_process=rank == 0)
+    torch.save(logits, folder / f"logits-{rank}.pt")
 
 
 def step(kind: str, mix: str, rank: int) -> dict[str, torch.Tensor]:
@@ -104,6 +117,9 @@ def main(kind: str, folder: str, rank: int) -> None:
     )
     for mix in MIXES[kind]:
         torch.save(step(kind, mix, rank), Path(folder) / f"{mix.replace('|', '_')}-{rank}.pt")
+        distributed.barrier()
+    if kind == "accelerate":
+        save(Path(folder), rank)
         distributed.barrier()
     distributed.destroy_process_group()
 

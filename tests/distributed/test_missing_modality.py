@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from cornstarch_core import ModalCallbacks, ModalEncoderModule, MultimodalModel
 from cornstarch_core.distributed import idle_output, must_run
 from cornstarch_core.errors import CompositionError
-from cornstarch_core.training import sharding_units
+from cornstarch_core.training import load_trained, sharding_units
 
 WATCHDOG = 240  # seconds for all mixes; one that hangs is killed, and fails
 
@@ -40,6 +41,20 @@ def test_gradients_are_those_of_the_whole_batch(kind, tmp_path):
             for name, gradient in given.items():
                 whole = expected[name] if expected[name] is not None else torch.zeros_like(gradient)
                 torch.testing.assert_close(gradient, whole, atol=1e-6, rtol=1e-5, msg=f"{mix}, rank {rank}: {name}")
+    if kind == "accelerate":
+        _saved_models_are_whole(tmp_path)
+
+
+def _saved_models_are_whole(folder: Path) -> None:
+    """Both the model and what was trained of it, saved by ranks that hold a share each."""
+    logits = torch.load(folder / "logits-0.pt")
+    fresh = two_modalities.compose()
+    for encoder in fresh.encoders.values():
+        torch.nn.init.zeros_(encoder.projector.projection.weight)
+    for model in (MultimodalModel.from_pretrained(folder / "whole"), load_trained(fresh, folder / "trained")):
+        with torch.no_grad():
+            found = model.eval()(**two_modalities.make_batch(model, "v a t")).logits
+        assert torch.equal(found, logits)
 
 
 def run(kind: str, folder: Path) -> None:
@@ -67,6 +82,16 @@ def test_blocks_of_an_encoder_that_runs_differently_often_are_not_sharded():
     layer.__class__ = type("FSDPLayer", (FSDPModule, type(layer)), {})  # as fully_shard marks it
     with pytest.raises(CompositionError, match=r"audio: .*differently often.*\(Layer\).*sharding_units"):
         model(**batch)
+
+
+def test_the_configs_for_accelerate_are_read_by_it():
+    """The one shards, and leaves frozen towers whole; the other replicates."""
+    sharded, replicated = ranks.launched("fsdp2.yaml"), ranks.launched("ddp.yaml")
+    assert sharded["ACCELERATE_USE_FSDP"] == "true"
+    assert re.fullmatch(sharded["FSDP_IGNORED_MODULES"], "vision_encoder.module")
+    assert not re.fullmatch(sharded["FSDP_IGNORED_MODULES"], "vision_encoder.projector")
+    assert "ACCELERATE_USE_FSDP" not in replicated
+    assert replicated["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 
 def test_units_come_from_the_parts_also_through_peft():
