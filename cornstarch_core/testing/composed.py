@@ -1,0 +1,78 @@
+"""A model with the encoder that is tried, and its processor; batches for it, and the features that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..encoder import ModalEncoderModule
+from ..merge import flatten
+from ..model import MultimodalModel
+from ..processor import MultimodalProcessor
+from .pieces import WORDS
+
+__all__ = ["Composed", "Sample", "distance", "seeded"]
+
+Sample = tuple[int, Sequence[Any]]
+"""How many words a sample has, and its items."""
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A model of one encoder, with its processor.
+
+    Args:
+        key: modality key.
+        model: in eval mode.
+        processor: for the model.
+    """
+
+    key: str
+    model: MultimodalModel
+    processor: MultimodalProcessor
+
+    @property
+    def encoder(self) -> ModalEncoderModule:
+        """The encoder with its projector and callbacks."""
+        return self.model.encoders[self.key]
+
+    def prepare(self, items: Sequence[Any]) -> tuple[dict[str, Any], list[int]]:
+        """Encoder inputs of these items, and how many features are counted for each."""
+        inputs, (counts,) = self.processor.modalities[self.key].process([items], {})
+        return inputs, counts
+
+    def features(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Projected features of all items, ``(N, D)``."""
+        return flatten(self.encoder(**inputs)[0])
+
+    def batch(self, *samples: Sample, **options: Any) -> dict[str, Any]:
+        """What the processor makes of samples: placeholders, one an item, then words."""
+        token = self.processor.tokens[self.key]
+        texts = [" ".join([*[token] * len(items), *(WORDS * words)[:words]]) for words, items in samples]
+        media: dict[str, Any] = {self.key: [list(items) for _, items in samples]}
+        return dict(self.processor(text=texts, **media, **options))
+
+    def loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The language model's loss over all words of a batch."""
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        return self.model(**batch, labels=labels).loss
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference of two tensors, as a part of the largest entry; infinite if the shapes differ."""
+    if one.shape != other.shape:
+        return float("inf")
+    largest = max(float(other.abs().max()), 1e-12) if other.numel() else 1.0
+    return float((one - other).abs().max()) / largest if one.numel() else 0.0
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random weights are the same in every run; the caller's generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,44 @@
+"""The text half of a small model to try an encoder with: a language model and a tokenizer, with random weights."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+__all__ = ["WORDS", "tiny_language_model", "tiny_tokenizer"]
+
+_SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+WORDS = ("what", "is", "this", "it", "rises", "falls", "and", "then", "a", "the")
+"""The words that the tokenizer knows."""
+
+
+def tiny_language_model() -> LlamaForCausalLM:
+    """A Llama of two layers in eval mode, float32, whose embeddings are 40 wide.
+
+    Its weights are drawn larger than usual, so that what an encoder gives makes a difference to the logits.
+    """
+    config = LlamaConfig(
+        vocab_size=len(_SPECIAL) + len(WORDS),
+        hidden_size=40,  # hardly an encoder's width, so that the two are not taken for each other
+        intermediate_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_hidden_layers=2,
+        max_position_embeddings=1 << 16,
+        initializer_range=0.2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaForCausalLM(config).eval().to(torch.float32)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each of :data:`WORDS`."""
+    vocabulary = {token: index for index, token in enumerate((*_SPECIAL, *WORDS))}
+    model = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
