@@ -32,6 +32,7 @@ __all__ = [
     "hidden_size",
     "num_tokens",
     "shortest",
+    "trainable_frames",
 ]
 
 LENGTHS = "audio_lengths"
@@ -348,7 +349,7 @@ def num_tokens(config: Any, encoder_inputs: dict[str, Any]) -> list[int]:
 
 
 def dummy_inputs(config: Any) -> dict[str, torch.Tensor]:
-    """The least that the encoder takes: one clip of zeros, as short as can be.
+    """The least that the encoder can be trained with: one clip of zeros, as short as can be.
 
     Returns:
         ``input_features`` or ``input_values``, float32 zeros on the CPU: ``(1, length)``, ``(1, length, width)`` or
@@ -357,7 +358,7 @@ def dummy_inputs(config: Any) -> dict[str, torch.Tensor]:
     import torch
 
     family = family_of(config)
-    length = family.window(config) if family.window is not None else shortest(config)
+    length = family.window(config) if family.window is not None else shortest(config, trainable_frames(config))
     shape = [1, length]
     if family.width is not None:
         shape.insert(3 - family.time, family.width(config))
@@ -367,7 +368,16 @@ def dummy_inputs(config: Any) -> dict[str, torch.Tensor]:
     return inputs
 
 
-def shortest(config: Any) -> int:
-    """The smallest length of which the encoder makes a frame."""
+def shortest(config: Any, least: int = 1) -> int:
+    """The smallest length of which the encoder makes a frame, or so many."""
     frames = family_of(config).frames
-    return next(length for length in count(1) if frames(config, length) >= 1)
+    return next(length for length in count(1) if frames(config, length) >= least)
+
+
+def trainable_frames(config: Any) -> int:
+    """The fewest frames with which the encoder runs in training mode, too.
+
+    Batch norms need two, and SpecAugment as many as it masks in a row (transformers 5.23 raises otherwise).
+    """
+    masks = getattr(config, "apply_spec_augment", False) and getattr(config, "mask_time_prob", 0) > 0
+    return max(2, config.mask_time_length if masks else 0)
