@@ -1,18 +1,19 @@
-# Verbs: demo, demo-anyres, demo-audio, test, check, docs; and test-floor. Each sets itself up in .venv (or .venv-floor) from nothing
+# Verbs: demo, demo-anyres, demo-audio, demo-timeseries, demo-finetune, test, check, docs; and test-floor. Each sets itself up in .venv (or .venv-floor) from nothing
 # but python3, and installs again only when a pyproject.toml or a constraints file has changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
-PROJECTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml)
-EDITABLE_PLUGINS := $(patsubst %,-e %,$(PLUGINS:%-audio=%-audio[io]))  # with what its tests read files by
+EXAMPLE := examples/cornstarch-timeseries  # a plugin as a stranger would write it
+PROJECTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml) examples/cornstarch-timeseries/pyproject.toml
+EDITABLE_PLUGINS := $(patsubst %,-e %,$(PLUGINS:%-audio=%-audio[io]) $(EXAMPLE))  # with what its tests read files by
 # ARGS="-k merge" and the like go to pytest. One thread a worker: two workers with two threads each wait for each other.
 PYTEST := -m pytest -n 2 -q $(ARGS)
 ONE_THREAD := OMP_NUM_THREADS=1
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-anyres demo-audio test check docs test-floor clean
+.PHONY: demo demo-anyres demo-audio demo-timeseries demo-finetune test check docs test-floor clean
 
 demo: .venv/installed
 	$(BIN)/python examples/digits.py
@@ -23,13 +24,19 @@ demo-anyres: .venv/installed
 demo-audio: .venv/installed
 	$(BIN)/python examples/keypad.py
 
+demo-timeseries: .venv/installed
+	$(BIN)/python examples/timeseries.py
+
+demo-finetune: .venv/installed
+	$(BIN)/python examples/finetune_llava.py --tiny
+
 test: .venv/installed
 	$(ONE_THREAD) $(BIN)/python $(PYTEST)
 
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy cornstarch_core $(PLUGINS:%=%/src)
+	$(BIN)/mypy cornstarch_core $(PLUGINS:%=%/src) examples/cornstarch-timeseries/src
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -44,7 +51,7 @@ clean:
 .venv/installed: $(PROJECTS) constraints.txt
 	@echo "Installing into .venv; this takes some minutes the first time."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .[dev,demo] $(EDITABLE_PLUGINS)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .[dev,demo,train] $(EDITABLE_PLUGINS)
 	@touch $@
 
 .venv/installed-docs: .venv/installed
@@ -54,5 +61,5 @@ clean:
 .venv-floor/installed: $(PROJECTS) constraints-floor.txt
 	@echo "Installing into .venv-floor; this takes some minutes the first time."
 	$(PYTHON) -m venv .venv-floor
-	.venv-floor/bin/python -m pip install --quiet -c constraints-floor.txt -e .[test] $(EDITABLE_PLUGINS)
+	.venv-floor/bin/python -m pip install --quiet -c constraints-floor.txt -e .[test,train] $(EDITABLE_PLUGINS)
 	@touch $@

@@ -1,6 +1,7 @@
 """The documentation: complete, and true.
 
-Every block of Python in it runs. A block titled "needs a hub" runs on small models that lie where the hub's would be.
+Every block of Python in it runs. A block titled "needs a hub" runs on small models that lie where the hub's would be, one titled
+"needs several ranks" with a single one.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import ast
 import doctest
 import importlib
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from torch import distributed
 
 import cornstarch_core
 from cornstarch_core import cli, errors, hookspecs, specs
@@ -30,7 +33,7 @@ SOURCES = [
     *sorted(file for plugin in PLUGINS for file in (plugin / "src").rglob("*.py")),
 ]
 
-HUB = re.compile(r"needs a hub( and a GPU)?")
+NEEDS = re.compile(r"needs (a hub( and a GPU)?|several ranks)")
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]*)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -248,6 +251,20 @@ def tokenizer():
 
 
 @pytest.fixture
+def rank(monkeypatch):
+    """The environment in which torchrun starts its processes, for one of them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "WORLD_SIZE": "1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    yield
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+@pytest.fixture
 def hub(tmp_path, monkeypatch):
     """Small models in folders that are named as the checkpoints in the docs are, below the current folder."""
     import numpy as np
@@ -309,12 +326,12 @@ WITH_EXAMPLES = [
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=name_of)
-@pytest.mark.usefixtures("hub", "installed")
+@pytest.mark.usefixtures("hub", "installed", "rank")
 def test_every_example_of_a_page_runs(page):
     """In one namespace, from top to bottom; offline, and on small models where it needs a hub."""
     namespace = {"__name__": "__main__"}
     for block in runnable(page):
-        assert not block.title or HUB.fullmatch(block.title), f"{name_of(page)}:{block.line}: {block.title}"
+        assert not block.title or NEEDS.fullmatch(block.title), f"{name_of(page)}:{block.line}: {block.title}"
         code = "\n" * block.line + block.code  # so that a traceback tells the line of the page
         exec(compile(code, str(page), "exec"), namespace)
 
