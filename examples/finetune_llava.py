@@ -117,10 +117,13 @@ def run(stage: Stage, model: MultimodalModel, processor: MultimodalProcessor, ar
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None:
         say(f"{stage.name}: going on from {checkpoint}")
+    options = settings(stage, folder, args)
+    in_all = args.batch * options.gradient_accumulation_steps * PartialState().num_processes
+    say(f"{stage.name}: {in_all} samples a step, {options.gradient_accumulation_steps} times {args.batch} on each GPU")
     speed = Throughput()
     trainer = Trainer(
         model,
-        settings(stage, folder, args),
+        options,
         train_dataset=training_data(stage, args),
         data_collator=MultimodalCollator(processor, max_length=args.max_length),
         processing_class=processor,
@@ -152,6 +155,7 @@ def settings(stage: Stage, folder: Path, args: argparse.Namespace) -> TrainingAr
         bf16=CUDA,
         **{checkpointing or "gradient_checkpointing": CUDA},
         logging_steps=args.log_every,
+        logging_first_step=True,
         save_steps=args.save_every,
         save_total_limit=1,  # a checkpoint holds the whole model
         dataloader_num_workers=args.workers,
@@ -172,6 +176,8 @@ def training_data(stage: Stage, args: argparse.Namespace) -> Subset:
 def held_out(args: argparse.Namespace) -> list[dict]:
     """The last conversations of the second stage's data."""
     data = LlavaData(args.finetune_data, args.finetune_images)
+    if len(data) <= HELD_OUT:
+        raise SystemExit(f"{args.finetune_data} has {len(data)} conversations; {HELD_OUT} are held out, so give more.")
     return [data[index] for index in range(len(data) - HELD_OUT, len(data))]
 
 
