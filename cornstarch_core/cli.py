@@ -1,7 +1,8 @@
-"""The command line: ``cornstarch plugins list | show | doctor``.
+"""The command line: ``cornstarch plugins list | show | doctor | new``.
 
-It works with every plugin broken, since no plugin is ever imported here: ``list`` reads metadata, the others ask a
-process of their own. What it takes to start is measured, so whatever one command alone needs is imported there.
+It works with every plugin broken, since no plugin is ever imported here: ``list`` reads metadata, ``show`` and
+``doctor`` ask a process of their own, and ``new`` writes files. What it takes to start is measured, so whatever one
+command alone needs is imported there.
 """
 
 from __future__ import annotations
@@ -81,6 +82,11 @@ def _parser() -> ArgumentParser:
     doctor.add_argument("name", metavar="NAME", nargs="?", help="only this plugin")
     for command in (show, doctor):
         command.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="per plugin (default 120)")
+    new = _add_command(commands, _new, "new", "write the project of a new plugin, which works and passes its tests")
+    new.set_defaults(refuse=new.error)
+    new.add_argument("name", metavar="NAME", help="of the distribution, such as cornstarch-eeg")
+    new.add_argument("--modality", metavar="M", required=True, help="what it encodes, such as eeg")
+    new.add_argument("--into", metavar="FOLDER", help="where to write it (default: a new folder NAME)")
     return parser
 
 
@@ -193,3 +199,23 @@ def _verdict(report: Report) -> str:
     found = f"{len(report.problems)} problem{'s' * (len(report.problems) > 1)}" if report.problems else "ok"
     times = f"imported in {report.import_seconds * 1000:.0f} ms, all done in {report.seconds:.1f} s"
     return f"{found} ({report.targets} targets; {times})"
+
+
+def _new(arguments: Namespace) -> int:
+    import shlex
+    from pathlib import Path
+
+    from .scaffold.names import Names
+    from .scaffold.project import write
+
+    folder = Path(arguments.into or arguments.name)
+    try:
+        write(Names(arguments.name, arguments.modality), folder)
+    except (ValueError, FileExistsError) as error:
+        arguments.refuse(str(error))  # ends with exit code 2
+    except OSError as error:
+        print(f"cornstarch: {error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.name} is written to {folder}. Next:")
+    _print_lines([f"  cd {shlex.quote(str(folder))}", '  pip install -e ".[test]"', "  pytest"])
+    return 0

@@ -305,7 +305,9 @@ def test_anything_can_be_printed(site):
     assert "problem: RuntimeError: \\udcff \\u2026" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [[], ["plugins"], ["plugins", "lsit"], ["plugins", "show"], ["x"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["plugins"], ["plugins", "lsit"], ["plugins", "show"], ["plugins", "new", "a"], ["x"]]
+)
 def test_wrong_arguments_end_in_exit_code_2(arguments, capsys):
     """What can't be parsed is a usage error on stderr."""
     with pytest.raises(SystemExit) as caught:
@@ -314,7 +316,9 @@ def test_wrong_arguments_end_in_exit_code_2(arguments, capsys):
     assert capsys.readouterr().err.startswith("usage: cornstarch")
 
 
-@pytest.mark.parametrize("command", [[], ["plugins"], ["plugins", "list"], ["plugins", "show"], ["plugins", "doctor"]])
+@pytest.mark.parametrize(
+    "command", [[], *(["plugins", *name.split()] for name in ("", "list", "show", "doctor", "new"))]
+)
 def test_help_documents_exit_codes_and_environment(command, capsys):
     """Every --help lists the exit codes and the environment variables."""
     with pytest.raises(SystemExit) as caught:

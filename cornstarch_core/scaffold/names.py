@@ -1,0 +1,98 @@
+"""What a new plugin and its modality may be called. Must not know what is written about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from keyword import iskeyword
+
+from ..runtime.discovery import NAME
+from ..runtime.metadata import normalise
+
+__all__ = ["TAKEN", "Names"]
+
+TAKEN = frozenset(
+    {
+        *("add", "get", "set"),  # methods of a model: get_encoder
+        *("distributed", "fusion", "generation", "kernel", "peft", "per_layer", "quantization"),  # kernel_config
+        *("language_model", "text"),  # the other half of a model
+        *("add_special_tokens", "max_length", "pad_to_multiple_of", "padding", "padding_side", "return_tensors"),
+        *("sampling_rate", "self", "truncation"),  # arguments of a processor, as those before
+        *("bos", "eos", "mask", "pad", "s", "unk"),  # a tokenizer's own: <pad>
+    }
+)
+"""Identifiers that are no modality's key, since a model, its processor or a tokenizer means something else by them."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a new plugin is called, wherever it is named.
+
+    Args:
+        distribution: name to ``pip install``, in the grammar of PEP 508.
+        modality: what it encodes; the key in a model, the keyword of a processor.
+
+    Raises:
+        ValueError: one of them can't be used; says why, and what can.
+
+    Example:
+        >>> names = Names("My.Plugin", "point_cloud")
+        >>> names.id, names.package, names.prefix
+        ('my-plugin', 'my_plugin', 'PointCloud')
+    """
+
+    distribution: str
+    modality: str
+
+    def __post_init__(self) -> None:
+        self._check_distribution()
+        self._check_package()
+        self._check_modality()
+
+    @property
+    def id(self) -> str:
+        """The plugin's id: its normalised name."""
+        return normalise(self.distribution)
+
+    @property
+    def package(self) -> str:
+        """The package to import."""
+        return self.id.replace("-", "_")
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its classes begin with."""
+        return "".join(part[:1].upper() + part[1:] for part in self.modality.split("_"))
+
+    def _check_distribution(self) -> None:
+        if not NAME.fullmatch(self.distribution):
+            raise ValueError(
+                f"NAME is {self.distribution!r}; a distribution's name has ASCII letters, digits, '-', '_' and '.', "
+                "and begins and ends with a letter or digit, such as cornstarch-eeg"
+            )
+
+    def _check_package(self) -> None:
+        if not self.package.isidentifier() or iskeyword(self.package):
+            raise ValueError(
+                f"NAME is {self.distribution!r}, so its package would be {self.package!r}, which Python can't import; "
+                f"take another, such as cornstarch-{self.id}"
+            )
+        found = find_spec(self.package)
+        if found is not None and found.origin is not None:  # a folder that merely lies here has none
+            raise ValueError(
+                f"NAME is {self.distribution!r}, so its package would be {self.package!r}, and there is one already "
+                f"({found.origin}); take another name, or uninstall that"
+            )
+
+    def _check_modality(self) -> None:
+        name = self.modality
+        if not NAME.fullmatch(name) or not name.isidentifier() or iskeyword(name):
+            raise ValueError(
+                f"--modality is {name!r}; it has to be a Python identifier, such as eeg or point_cloud: ASCII letters, "
+                "digits and '_' that begin with a letter and end with a letter or digit, and no keyword"
+            )
+        if name in TAKEN or name.endswith("_kwargs"):
+            raise ValueError(
+                f"--modality is {name!r}, which means something else to a model, a processor or a tokenizer; take "
+                "another, such as eeg or point_cloud"
+            )
