@@ -14,8 +14,10 @@ from .errors import CheckpointError
 
 __all__ = [
     "adapter_weights",
+    "alike",
     "attach",
     "base_tensors",
+    "check_base_untouched",
     "check_merged",
     "check_savable",
     "describe",
@@ -23,7 +25,10 @@ __all__ = [
     "plain_name",
 ]
 
-_WRAPPER = re.compile(r"\.(base_layer|original_module)(?=\.)")
+_WRAPPER = re.compile(r"(\.token_adapter)?\.(base_layer|original_module)(?=\.)")
+_INCIDENTAL = ("base_model_name_or_path", "inference_mode", "peft_version", "revision")
+"""Settings of an adapter that say nothing about what it computes."""
+_CHANGE_THE_BASE = ("corda", "loftq", "lora_ga", "olora", "pissa")
 _WAY_OUT = (
     "Merge them (merge_and_unload()), or save the adapters alone with PeftModel.save_pretrained and the model without "
     "them."
@@ -44,6 +49,9 @@ def attach(module: nn.Module, record: dict[str, Any] | None, where: str) -> nn.M
         return module
     from peft import PeftConfig, get_peft_model
 
+    for config in record["configs"].values():  # with these PEFT (0.19) imports whatever is named
+        if config.get("megatron_config") or config.get("megatron_core") not in (None, "megatron.core"):
+            raise CheckpointError(f"{where}: its adapters name a module to import, which a checkpoint may not.")
     try:
         configs = {name: PeftConfig.from_peft_type(**config) for name, config in record["configs"].items()}
         (first, config), *others = configs.items()
@@ -54,6 +62,35 @@ def attach(module: nn.Module, record: dict[str, Any] | None, where: str) -> nn.M
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: its adapters can't be attached by this version of peft: {error}.") from error
     return model
+
+
+def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two descriptions are of adapters that compute the same with the same weights."""
+    return _essence(one) == _essence(other)
+
+
+def _essence(description: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {key: value for key, value in config.items() if key not in _INCIDENTAL}
+        for name, config in description["configs"].items()
+    }
+
+
+def check_base_untouched(module: nn.Module, where: str) -> None:
+    """Refuse adapters that have changed the weights below them, so that those are not the base any more.
+
+    Raises:
+        CheckpointError: says the way out.
+    """
+    if any(getattr(part, "merged", False) for part in module.modules() if _is_tuner_layer(part)):
+        raise CheckpointError(f"{where}: its adapters are merged into it; call unmerge_adapter() first.")
+    for config in module.peft_config.values() if is_peft(module) else ():  # type: ignore[union-attr,operator]
+        start = str(getattr(config, "init_lora_weights", "")).lower()
+        if start.startswith(_CHANGE_THE_BASE):
+            raise CheckpointError(
+                f"{where}: adapters that begin with init_lora_weights={start!r} change the base, so they can't be put "
+                "onto a fresh one. Save the whole model with save_pretrained."
+            )
 
 
 def adapter_weights(module: nn.Module) -> set[int]:

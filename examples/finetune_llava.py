@@ -69,6 +69,7 @@ def main() -> None:
     history = {first.name: run(first, model, processor, args)}
 
     if args.full:
+        model.language_model.float()  # as the projector above
         model.set_trainable(language_model=True)
     else:
         model.language_model = with_lora(model.language_model, args.lora_rank)
@@ -111,9 +112,12 @@ def run(stage: Stage, model: MultimodalModel, processor: MultimodalProcessor, ar
     done, folder = args.output / stage.name, args.output / "checkpoints" / stage.name
     log = args.output / f"{stage.name}.json"
     if log.exists():
+        before = json.loads(log.read_text())
+        if before["settings"] != wording(args):
+            raise SystemExit(f"{log} is of a run with other settings; choose another --output, or delete that one.")
         say(f"{stage.name}: trained already; loading {done}")
         load_trained(model, done)
-        return json.loads(log.read_text())
+        return before["history"]
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None:
         say(f"{stage.name}: going on from {checkpoint}")
@@ -135,9 +139,16 @@ def run(stage: Stage, model: MultimodalModel, processor: MultimodalProcessor, ar
     history.append({"seconds": speed.seconds, "tokens_per_second": speed.tokens_per_second, "peak_memory_gb": peak()})
     save_trained(model, done, is_main_process=trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
-        log.write_text(json.dumps(history))
+        log.with_suffix(".part").write_text(json.dumps({"settings": wording(args), "history": history}))
+        log.with_suffix(".part").replace(log)  # at once: the file is the sign that this stage is done
     PartialState().wait_for_everyone()
     return history
+
+
+def wording(args: argparse.Namespace) -> dict[str, str]:
+    """What a run was asked for, as far as it changes what is trained."""
+    silent = ("output", "workers", "log_every", "save_every", "show_every")
+    return {name: str(value) for name, value in vars(args).items() if name not in silent}
 
 
 def settings(stage: Stage, folder: Path, args: argparse.Namespace) -> TrainingArguments:
@@ -169,7 +180,7 @@ def settings(stage: Stage, folder: Path, args: argparse.Namespace) -> TrainingAr
 def training_data(stage: Stage, args: argparse.Namespace) -> Subset:
     """All of the file but the samples to look at."""
     data = LlavaData(stage.data, stage.images)
-    kept = HELD_OUT if stage.data == args.finetune_data else 0
+    kept = HELD_OUT if stage.data.samefile(args.finetune_data) else 0
     return Subset(data, range(len(data) - kept))
 
 
@@ -189,7 +200,8 @@ def generate(model: MultimodalModel, processor: MultimodalProcessor, samples: li
     was_training = model.training
     model.eval()
     prompts = [sample["messages"][:1] for sample in samples]
-    images = [sample["images"][:1] for sample in samples]
+    counts = [sum(part["type"] == "image" for part in prompt["content"]) for (prompt,) in prompts]
+    images = [sample["images"][:count] for sample, count in zip(samples, counts, strict=True)]
     inputs = processor.apply_chat_template(
         prompts, add_generation_prompt=True, tokenize=True, return_dict=True, images=images
     )

@@ -67,6 +67,9 @@ def test_started_again_it_goes_on(done):
     folder, _ = done
     answers = (folder / "answers.json").read_text()
     (folder / "trained.json").unlink()  # as if it had been stopped in the second stage
+    refused = run("--tiny", "--max-steps", "9", "--output", str(folder))
+    assert refused.returncode == 1
+    assert "a run with other settings" in refused.stderr
     ended = run("--tiny", "--max-steps", "8", "--output", str(folder))
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "projector: trained already" in ended.stdout

@@ -113,7 +113,8 @@ def _report(part: Part) -> PartReport:
 
 def _mistakes(part: Part, report: PartReport) -> Iterator[str]:
     if part.name.endswith(".module") and report.runs == 0:
-        yield f"{part.name} never ran: no batch had any of it. Are its media under the right key, and in these samples?"
+        name = part.name if part.module is not None else part.name.partition(".")[0]
+        yield f"{name} never ran: no batch had any of it. Are its media under the right key, and in these samples?"
         return
     trainable = [(name, parameter) for name, parameter in part.parameters if parameter.requires_grad]
     stray = _strays(part, trainable)

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 __all__ = ["last_checkpoint"]
 
 _STATE = "trainer_state.json"
+_WEIGHTS = ("model", "pytorch_model", "adapter_model", "global_step")  # also as folders: of FSDP, of DeepSpeed
+_OPTIMIZER = ("optimizer", "global_step")
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
@@ -27,8 +29,8 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
         folder: the ``output_dir``; may be missing.
 
     Returns:
-        The path of a ``checkpoint-<step>`` in it. Unfinished ones are warned of, and passed over; the Trainer writes
-        them anew when it gets there.
+        The path of a ``checkpoint-<step>`` in it. Unfinished ones, and those without an optimizer, are warned of and
+        passed over; the Trainer writes them anew when it gets there. Another number of ranks is warned of, too.
 
     Example:
         >>> last_checkpoint("no/such/folder") is None
@@ -43,28 +45,44 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
     for _, path in reversed(found):
         problem = _problem(path)
         if problem is None:
+            _warn_of_other_ranks(path)
             return str(path)
-        warnings.warn(f"{path} was not written to its end ({problem}); looking for an older one.", stacklevel=2)
+        warnings.warn(f"{path} can't be gone on from ({problem}); looking for an older one.", stacklevel=2)
     return None
 
 
 def _problem(checkpoint: Path) -> str | None:
     """What is missing; the state is the last file that the Trainer writes."""
+    names = [path.name for path in checkpoint.iterdir()]
     try:
-        json.loads((checkpoint / _STATE).read_text())
+        state = json.loads((checkpoint / _STATE).read_text())
     except FileNotFoundError:
         return f"no {_STATE}"
     except ValueError:
         return f"{_STATE} is cut off"
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    states = [f"rng_state_{rank}.pth" for rank in range(ranks)] if ranks > 1 else []
-    missing = [name for name in states if not (checkpoint / name).exists()]
-    if missing:  # each rank writes its own, whenever it gets to it
-        return f"no {missing[0]}"
+    if not isinstance(state, dict) or not any(name.startswith(_WEIGHTS) for name in names):
+        return "no weights"
+    if not any(name.startswith(_OPTIMIZER) for name in names):
+        return "no optimizer; was it saved with save_only_model?"
     return next((f"{path.name} is cut off" for path in sorted(checkpoint.iterdir()) if _is_cut_off(path)), None)
 
 
+def _warn_of_other_ranks(checkpoint: Path) -> None:
+    """Each rank has random numbers of its own; of those that there were not, the Trainer draws new ones."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    needed = {f"rng_state_{rank}.pth" for rank in range(ranks)} if ranks > 1 else {"rng_state.pth"}
+    found = {path.name for path in checkpoint.glob("rng_state*.pth")}
+    if found and found != needed:
+        warnings.warn(
+            f"{checkpoint} has the random states of {len(found)} ranks, and this run has {ranks}: it goes on, but not "
+            "as if it had never stopped.",
+            stacklevel=3,
+        )
+
+
 def _is_cut_off(path: Path) -> bool:
+    if not path.is_file():
+        return False
     if path.suffix in (".pt", ".pth", ".bin"):  # torch writes archives, the table of contents last
         return not zipfile.is_zipfile(path)
     if path.suffix == ".safetensors":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,6 +53,8 @@ def save_trained(model: MultimodalModel, folder: Any, *, is_main_process: bool =
     """
     _check(model)
     adapters.check_savable(model)
+    for part, module in _modules(model).items():
+        adapters.check_base_untouched(module, part)
     describe(model)
     tensors = {name: _whole(tensor).clone().contiguous() for name, tensor in _trained(model).items()}
     if not tensors:
@@ -95,7 +98,7 @@ def load_trained(model: MultimodalModel, folder: Any, *, check_base: bool = True
     record, tensors = _read(folder)
     registry().check_record(record["plugins"])
     modules = _modules(model)
-    if record["base"].keys() != modules.keys():
+    if record["base"].keys() != modules.keys() or not record["token_ids"].keys() <= model.encoders.keys():
         raise CheckpointError(
             f"{folder} was trained on a model of {', '.join(record['base'])}; this one is of {', '.join(modules)}."
         )
@@ -104,7 +107,8 @@ def load_trained(model: MultimodalModel, folder: Any, *, check_base: bool = True
         _check_fits(folder, part, module, record, tensors)
         if check_base:
             _check_base(folder, part, module, record, tensors)
-    _attach(model, record["adapters"], tensors)
+    with _attached(model, record["adapters"], tensors):
+        _check_places(folder, model, tensors)
     model.load_state_dict(tensors, strict=False)
     for key, token_id in record["token_ids"].items():
         if key not in model.config.modality_token_ids:
@@ -210,9 +214,13 @@ def _read(folder: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 def _damage(record: Any) -> str | None:
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         return f"{RECORD} is of another format than {_FORMAT}; it may need a later version of cornstarch-core"
-    for name in ("base", "adapters", "token_ids"):
-        if not isinstance(record.get(name), dict):
+    for name, kind in (("base", dict), ("adapters", dict), ("token_ids", dict), ("plugins", list)):
+        if not isinstance(record.get(name), kind):
             return f"{RECORD} lacks {name!r}"
+    if record["adapters"].keys() != record["base"].keys():
+        return f"{RECORD} has adapters of other parts than there are"
+    if not all(one is None or (isinstance(one, dict) and one.get("configs")) for one in record["adapters"].values()):
+        return f"{RECORD} does not describe its adapters"
     if not all(isinstance(one, dict) and isinstance(one.get("digest"), str) for one in record["base"].values()):
         return f"{RECORD} has no digest of a part"
     if not all(type(token_id) is int for token_id in record["token_ids"].values()):
@@ -227,9 +235,10 @@ def _check_adapters(
     theirs, ours = record["adapters"].get(part), adapters.describe(module)
     if ours is None or (theirs is None and not any(True for _ in _of(part, tensors))):
         return
-    if theirs is None or ours["configs"].keys() != theirs["configs"].keys():
+    if theirs is None or not adapters.alike(ours, theirs):
         raise CheckpointError(
-            f"{part}: it has adapters that {folder} does not know. Load onto a model without them, and wrap it then."
+            f"{part}: it has adapters that {folder} does not know, or with other settings. Load onto a model without "
+            "them, and wrap it then."
         )
 
 
@@ -263,16 +272,47 @@ def _check_base(
         )
 
 
-def _attach(model: MultimodalModel, records: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Wrap the parts that were wrapped; adapters are as precise as those that were saved."""
-    for part, record in records.items():
-        module = model.get_submodule(part)
-        if record is None or is_peft(module):
-            continue
-        wrapped = adapters.attach(module, record, part).train(module.training)
-        adapters.freeze_base(wrapped)
-        parent, _, name = part.rpartition(".")
-        setattr(model.get_submodule(parent), name, wrapped)
-        places = dict(wrapped.named_parameters())
-        for place, saved in _of(part, tensors):
-            places[place].data = places[place].data.to(saved.dtype)
+@contextmanager
+def _attached(
+    model: MultimodalModel, records: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> Iterator[None]:
+    """Wrap the parts that were wrapped; unwrap them again if something then goes wrong."""
+    before = {}
+    try:
+        for part, record in records.items():
+            module = model.get_submodule(part)
+            if record is not None and not is_peft(module):
+                before[part] = module
+                _put(model, part, _wrap(module, record, part, tensors))
+        yield
+    except BaseException:
+        for part, module in before.items():
+            wrapped: Any = model.get_submodule(part)
+            _put(model, part, wrapped.unload() if is_peft(wrapped) else module)
+        raise
+
+
+def _wrap(module: nn.Module, record: Any, part: str, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """``module`` with adapters that are as precise as those that were saved."""
+    wrapped = adapters.attach(module, record, part).train(module.training)
+    adapters.freeze_base(wrapped)
+    places = dict(wrapped.named_parameters())
+    for name, saved in _of(part, tensors):
+        if name in places:
+            places[name].data = places[name].data.to(saved.dtype)
+    return wrapped
+
+
+def _put(model: nn.Module, part: str, module: nn.Module) -> None:
+    parent, _, name = part.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def _check_places(folder: Any, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    places = model.state_dict()
+    wrong = [name for name, tensor in tensors.items() if name not in places or places[name].shape != tensor.shape]
+    if wrong:
+        raise CheckpointError(
+            f"{folder} is damaged: {wrong[0]} does not fit the adapters that it describes. Copy or save it again. "
+            "Nothing was changed."
+        )

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -92,19 +93,40 @@ def test_unfinished_ones_are_passed_over_with_a_warning(name, content, problem, 
     """Whichever file is missing or cut off."""
     whole, half = make(tmp_path, 3), make(tmp_path, 6)
     (half / name).unlink() if content is None else (half / name).write_bytes(content)
-    with pytest.warns(UserWarning, match=rf"checkpoint-6 was not written to its end \({problem}\)"):
+    with pytest.warns(UserWarning, match=rf"checkpoint-6 can't be gone on from \({problem}\)"):
         assert last_checkpoint(tmp_path) == str(whole)
     shutil.rmtree(whole)
     with pytest.warns(UserWarning, match="looking for an older one"):
         assert last_checkpoint(tmp_path) is None
 
 
-def test_each_rank_has_its_random_state(tmp_path, monkeypatch):
-    """Ranks write theirs when they get to it, perhaps after the state."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_another_number_of_ranks_goes_on_with_a_warning(tmp_path, monkeypatch):
+    """Nothing is lost; only the random numbers are not those that would have come."""
     path = make(tmp_path, 3)
-    torch.save({}, path / "rng_state_0.pth")
-    with pytest.warns(UserWarning, match="no rng_state_1.pth"):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.warns(UserWarning, match="random states of 1 ranks, and this run has 2"):
+        assert last_checkpoint(tmp_path) == str(path)
+    (path / "rng_state.pth").unlink()
+    for rank in range(2):
+        torch.save({}, path / f"rng_state_{rank}.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert last_checkpoint(tmp_path) == str(path)
+
+
+@pytest.mark.parametrize(("name", "problem"), [("optimizer.pt", "no optimizer"), ("model.safetensors", "no weights")])
+def test_a_checkpoint_without_optimizer_or_weights_is_none(name, problem, tmp_path):
+    """As save_only_model leaves them."""
+    (make(tmp_path, 3) / name).unlink()
+    with pytest.warns(UserWarning, match=problem):
         assert last_checkpoint(tmp_path) is None
-    torch.save({}, path / "rng_state_1.pth")
+
+
+def test_checkpoints_of_shards_count(tmp_path):
+    """FSDP leaves folders for both."""
+    path = make(tmp_path, 3)
+    for name in ("model.safetensors", "optimizer.pt"):
+        (path / name).unlink()
+    for name in ("pytorch_model_fsdp_0", "optimizer_0", "x.pt"):
+        (path / name).mkdir()
     assert last_checkpoint(tmp_path) == str(path)

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import tiny
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 
@@ -175,13 +175,15 @@ def test_a_fully_trained_language_model_and_tied_weights(tmp_path):
     assert loaded.language_model.lm_head.weight is loaded.language_model.model.embed_tokens.weight
 
 
-@pytest.mark.parametrize("target", ["modules_to_save", "embed_tokens", "two adapters"])
+@pytest.mark.parametrize("target", ["modules_to_save", "embed_tokens", "two adapters", "tokens", "vera"])
 def test_other_adapters_come_back_equal(target, tmp_path):
     """A trained copy of the head, adapters of the embedding, and a second adapter."""
     config = {
         "modules_to_save": lora(modules_to_save=["lm_head"]),
         "embed_tokens": LoraConfig(target_modules=["embed_tokens"], init_lora_weights=False),
         "two adapters": lora(),
+        "tokens": lora(trainable_token_indices=[3, 4]),
+        "vera": VeraConfig(target_modules=["q_proj"], r=4),
     }[target]
     model = base(peft=config)
     if target == "two adapters":
@@ -272,6 +274,57 @@ def test_adapters_that_are_not_in_the_checkpoint_are_refused(tmp_path, lora_run)
     for folder, wrapped in ((tmp_path, base(peft=lora())), (lora_run[0], named)):
         with pytest.raises(CheckpointError, match="language_model: it has adapters that .* does not know"):
             load_trained(wrapped, folder)
+
+
+@pytest.mark.parametrize(
+    "other", [{"r": 4}, {"lora_alpha": 64}, {"target_modules": ["q_proj"]}, {"target_modules": ["q_proj", "k_proj"]}]
+)
+def test_adapters_with_other_settings_are_refused_and_nothing_changes(lora_run, other):
+    """They would take the weights that fit, and compute something else."""
+    model = base(peft=LoraConfig(**{"target_modules": ["q_proj", "v_proj"], **other}))
+    before = tiny.copies(model)
+    with pytest.raises(CheckpointError, match="or with other settings"):
+        load_trained(model, lora_run[0])
+    assert tiny.same(model, before)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_adapters_that_change_the_base_are_refused_when_they_are_saved(start, tmp_path):
+    """Also those that are merged into it at the moment."""
+    model = base(peft=LoraConfig(target_modules=["q_proj"], init_lora_weights=start))
+    with pytest.raises(CheckpointError, match=f"init_lora_weights='{start}' change the base"):
+        save_trained(model, tmp_path / "none")
+    merged = base(peft=lora())
+    merged.language_model.merge_adapter()
+    with pytest.raises(CheckpointError, match="unmerge_adapter"):
+        save_trained(merged, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.pop("plugins"),
+        lambda record: record["adapters"].update(smell=record["adapters"]["language_model"]),
+        lambda record: record["token_ids"].update(smell=7),
+        lambda record: record["adapters"]["language_model"]["configs"]["default"].update(megatron_core="os"),
+        lambda record: record["adapters"]["language_model"]["configs"]["default"].update(r=4),
+        lambda record: record["adapters"]["language_model"]["configs"]["default"].update(peft_type="NONE"),
+        lambda record: record["adapters"].update(language_model={"configs": {}}),
+    ],
+)
+def test_an_odd_record_is_refused_and_nothing_changes(lora_run, change, tmp_path):
+    """Whatever somebody wrote into it; nothing is imported because it says so."""
+    shutil.copytree(lora_run[0], tmp_path / "copy")
+    file = tmp_path / "copy" / "trained.json"
+    record = json.loads(file.read_text())
+    change(record)
+    file.write_text(json.dumps(record))
+    model = base()
+    before = tiny.copies(model)
+    with pytest.raises(CheckpointError):
+        load_trained(model, tmp_path / "copy")
+    assert tiny.same(model, before)
 
 
 def test_callbacks_of_ones_own(tmp_path):

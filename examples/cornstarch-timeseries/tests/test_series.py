@@ -43,7 +43,7 @@ class Column:
         torch.tensor([1, -2, 4]),
         Column(NUMBERS),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_one_channel_may_be_given_in_many_ways(item):
     """All of them are the same series, ``(T, 1)`` float64."""
@@ -99,7 +99,7 @@ def test_pandas():
         (object(), "this object is no array of numbers"),
         (torch.zeros(3).to_sparse(), "this Tensor is no array of numbers"),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_series_is_refused(item, message):
     """The message says what was found, and what to give."""
