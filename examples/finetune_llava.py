@@ -28,6 +28,7 @@ from finetune_llava_report import draw_report
 from finetune_llava_tiny import SETTINGS as TINY
 from finetune_llava_tiny import write_tiny
 from peft import LoraConfig, get_peft_model
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Subset
 from tqdm import tqdm
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
@@ -125,13 +126,13 @@ def run(stage: Stage, model: MultimodalModel, processor: MultimodalProcessor, ar
     in_all = args.batch * options.gradient_accumulation_steps * PartialState().num_processes
     say(f"{stage.name}: {in_all} samples a step, {options.gradient_accumulation_steps} times {args.batch} on each GPU")
     speed = Throughput()
-    trainer = Trainer(
+    trainer = PartsTrainer(
+        stage.rates,
         model,
         options,
         train_dataset=training_data(stage, args),
         data_collator=MultimodalCollator(processor, max_length=args.max_length),
         processing_class=processor,
-        optimizers=(torch.optim.AdamW(parameter_groups(model, stage.rates)), None),
         callbacks=[speed, FirstAudit(), Answers(processor, held_out(args)[:4], args.show_every)],
     )
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -143,6 +144,20 @@ def run(stage: Stage, model: MultimodalModel, processor: MultimodalProcessor, ar
         log.with_suffix(".part").replace(log)  # at once: the file is the sign that this stage is done
     PartialState().wait_for_everyone()
     return history
+
+
+class PartsTrainer(Trainer):
+    """A rate for each part. By a method, since of a sharded model the Trainer takes no finished optimizer."""
+
+    def __init__(self, rates: dict[str, float], *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.rates = rates
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Called before a model is sharded, and again after a change of it."""
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.rates))
+        return self.optimizer
 
 
 def wording(args: argparse.Namespace) -> dict[str, str]:
@@ -167,6 +182,7 @@ def settings(stage: Stage, folder: Path, args: argparse.Namespace) -> TrainingAr
         **{checkpointing or "gradient_checkpointing": CUDA},
         logging_steps=args.log_every,
         logging_first_step=True,
+        ddp_find_unused_parameters=False,  # what trains is used in every step, also without images
         save_steps=args.save_every,
         save_total_limit=1,  # a checkpoint holds the whole model
         dataloader_num_workers=args.workers,
@@ -185,11 +201,12 @@ def training_data(stage: Stage, args: argparse.Namespace) -> Subset:
 
 
 def held_out(args: argparse.Namespace) -> list[dict]:
-    """The last conversations of the second stage's data."""
+    """The last conversations of the second stage's data, if somebody asks in them."""
     data = LlavaData(args.finetune_data, args.finetune_images)
     if len(data) <= HELD_OUT:
         raise SystemExit(f"{args.finetune_data} has {len(data)} conversations; {HELD_OUT} are held out, so give more.")
-    return [data[index] for index in range(len(data) - HELD_OUT, len(data))]
+    samples = (data[index] for index in range(len(data) - HELD_OUT, len(data)))
+    return [sample for sample in samples if answer_at(sample) > 0]
 
 
 # --- looking at it ----------------------------------------------------------------------------------------------------
@@ -199,13 +216,18 @@ def generate(model: MultimodalModel, processor: MultimodalProcessor, samples: li
     """Answers to the first question of each conversation. On every rank, since a sharded model needs all of them."""
     was_training = model.training
     model.eval()
-    prompts = [sample["messages"][:1] for sample in samples]
-    counts = [sum(part["type"] == "image" for part in prompt["content"]) for (prompt,) in prompts]
+    prompts = [sample["messages"][: answer_at(sample)] for sample in samples]
+    counts = [sum(part["type"] == "image" for message in prompt for part in message["content"]) for prompt in prompts]
     images = [sample["images"][:count] for sample, count in zip(samples, counts, strict=True)]
     inputs = processor.apply_chat_template(
         prompts, add_generation_prompt=True, tokenize=True, return_dict=True, images=images
     )
+    sharded = isinstance(model, FSDPModule)
+    if sharded:  # only its own forward gathers what lies outside the blocks: embeddings, norm, head
+        model.unshard()
     ids = model.generate(**inputs.to(PartialState().device), max_new_tokens=24, do_sample=False)
+    if sharded:
+        model.reshard()
     model.train(was_training)
     answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [answer.strip() for answer in answers]
@@ -213,7 +235,13 @@ def generate(model: MultimodalModel, processor: MultimodalProcessor, samples: li
 
 def wanted(sample: dict) -> str:
     """The first answer of a conversation."""
-    return "".join(part.get("text", "") for part in sample["messages"][1]["content"]).strip()
+    return "".join(part.get("text", "") for part in sample["messages"][answer_at(sample)]["content"]).strip()
+
+
+def answer_at(sample: dict) -> int:
+    """Where the first answer to a user is; -1 if there is none. Some of LLaVA's conversations begin with an answer."""
+    roles = [message["role"] for message in sample["messages"]]
+    return next((i for i in range(1, len(roles)) if roles[i - 1 : i + 1] == ["user", "assistant"]), -1)
 
 
 class Throughput(TrainerCallback):
