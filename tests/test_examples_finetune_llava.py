@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+pytest.importorskip("matplotlib")  # of the extra "demo"
+pytest.importorskip("sklearn")
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPT = str(EXAMPLES / "finetune_llava.py")
 WATCHDOG = 240  # seconds

@@ -98,6 +98,7 @@ def test_every_file_is_complete(names):
 @pytest.mark.parametrize("names", NAMES, ids=lambda names: names.id)
 def test_the_linter_and_formatter_are_content(names, tmp_path):
     """With the project's own settings, and with the rules of this repository."""
+    pytest.importorskip("ruff")  # of the extra "dev"
     project = new(tmp_path, names)
     for arguments in (["format", "--check"], ["check"], ["check", "--extend-select", "B,C4,E,F,I,N,PT,RUF,SIM,UP,W"]):
         python([], project, "-m", "ruff", *arguments, "--no-cache", ".")
