@@ -8,11 +8,17 @@ from typing import Any
 import pytest
 import torch
 from cornstarch_timeseries.conv import SeriesConvConfig, SeriesConvEncoder
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PatchTSTConfig, PatchTSTModel, PreTrainedTokenizerFast
 
 from cornstarch_core import ModalEncoderModule, MultimodalModel, MultimodalProcessor
+
+# How long an example takes says something of the machine, not of the plugin.
+hypothesis_settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("patient")
 
 WORDS = ["<pad>", "<unk>", "<end>", "user", "assistant", ":", "is", "it", "rising", "?", "yes"]
 CHAT = "{% for m in messages %}{{ m.role }} : {{ m.content }} <end> {% endfor %}"
