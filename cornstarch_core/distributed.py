@@ -1,4 +1,4 @@
-"""Ranks that lack a modality which others have: what has to run on all of them, and how it runs without media.
+"""Ranks that differ: in the media that they have, which is fine, and in their plugins, which is not.
 
 Replicating, sharding and reducing are torch.distributed's to do. It only asks that every rank does the same, in the
 same order: gradients of replicated weights are reduced once all of them are there, and sharded weights are gathered
@@ -7,17 +7,55 @@ whenever any rank runs them. A batch without images would leave the others waiti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import FSDPModule
 
 from .encoder import ModalEncoderModule
-from .errors import CompositionError
+from .errors import CompositionError, PluginError
+from .plugins import registry
 
-__all__ = ["check_calls", "idle_output", "must_run"]
+__all__ = ["check_calls", "check_plugins", "idle_output", "must_run"]
+
+_FIRST = "cornstarch/plugins"  # in the store: the fingerprint of the rank that composed a model first
+
+
+def check_plugins() -> None:
+    """Hold the plugins of this rank against those of the rank that composed a model first.
+
+    This is no collective: the ranks meet in the store by which the process group was made, so one may compose a model
+    that others don't.
+
+    Raises:
+        PluginError: they differ, in what is there or in versions.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if distributed.get_world_size() == 1 or distributed.get_backend() in ("fake", "mpi"):  # those have no store
+        return
+    mine = {"rank": distributed.get_rank(), "plugins": registry().fingerprint()}
+    theirs = json.loads(_get_default_store().compare_set(_FIRST, "", json.dumps(mine)))
+    if differences := list(_differences(mine["plugins"], theirs["plugins"], f"rank {theirs['rank']}")):
+        raise PluginError(
+            f"rank {mine['rank']} has other plugins than rank {theirs['rank']}: {'; '.join(differences)}. "
+            "Install the same on all of them, or leave out what differs with CORNSTARCH_DISABLE_PLUGINS."
+        )
+
+
+def _differences(mine: Mapping[str, str], theirs: Mapping[str, str], there: str) -> Iterator[str]:
+    reasons = {info.id: info.explain() for info in registry().unavailable()}
+    for name in sorted({**mine, **theirs}):
+        if name not in theirs:
+            yield f"{name} {mine[name]} is not active on {there}"
+        elif name not in mine:
+            yield f"{name} {theirs[name]} is not active here ({reasons.get(name, 'it is not installed')})"
+        elif mine[name] != theirs[name]:
+            yield f"{name} is {mine[name]} here and {theirs[name]} on {there}"
 
 
 def must_run(module: nn.Module) -> bool:

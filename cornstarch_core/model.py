@@ -26,7 +26,7 @@ from ._hf import (
     warn_of_right_padding,
 )
 from .config import MultimodalConfig
-from .distributed import check_calls, idle_output, must_run
+from .distributed import check_calls, check_plugins, idle_output, must_run
 from .encoder import POSITIONS, ModalEncoderModule
 from .errors import CompositionError, InputError, PlaceholderMismatchError
 from .plugins import registry
@@ -79,6 +79,7 @@ class MultimodalModel(CompositeModel):
         projectors: Mapping[str, nn.Module] | None = None,
         callbacks: Mapping[str, ModalCallbacks] | None = None,
     ) -> None:
+        check_plugins()
         if config is None:
             config = MultimodalConfig(init_projector_type=init_projector_type, init_activation=init_activation)
         config = copy.deepcopy(config)

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import cornstarch_core
+
 from .errors import AmbiguousNameError, PluginError, PluginLoadError, UnknownNameError
-from .runtime.discovery import PluginInfo, discover
+from .runtime.discovery import CORE, PluginInfo, discover
 from .runtime.metadata import normalise
 
 if TYPE_CHECKING:
@@ -175,6 +177,19 @@ class PluginRegistry:
             The blocked, the incompatible and the failed ones, sorted by id.
         """
         return [info for info in self._activated().infos if info.state != "active"]
+
+    def fingerprint(self) -> dict[str, str]:
+        """Tell what this process composes models with, to hold it against another process.
+
+        Returns:
+            The version of ``cornstarch-core`` and of every active plugin, by distribution.
+
+        Example:
+            >>> "cornstarch-core" in registry().fingerprint()
+            True
+        """
+        active = {info.id: info.version for info in self._activated().infos if info.state == "active"}
+        return {CORE: cornstarch_core.__version__, **active}
 
     def explain_unavailable(self) -> str:
         """Say which installed plugins are not active, for the error of somebody who misses something.

@@ -17,7 +17,7 @@ import cornstarch_core
 
 from .metadata import Distribution, find, normalise
 
-__all__ = ["GROUP", "NAME", "PluginInfo", "State", "discover", "unknown_in_environment"]
+__all__ = ["CORE", "GROUP", "NAME", "PluginInfo", "State", "discover", "unknown_in_environment"]
 
 GROUP = "cornstarch.plugins"
 CORE = "cornstarch-core"

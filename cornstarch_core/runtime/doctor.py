@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -191,8 +192,13 @@ def _activate(plugin: str, tell: Callable[..., None]) -> bool:
     info = next(info for info in registry().plugins() if info.id == plugin)
     tell(doing=f"importing {info.entry_point}")
     started = time.perf_counter()
-    registry().activate()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        registry().activate()
     tell(import_seconds=time.perf_counter() - started)
+    for text in (str(warning.message) for warning in caught):
+        if text.startswith("cornstarch_"):  # a hook, or an argument of one, that is going to go
+            tell(warning=text)
     for name in _HEAVY:
         if name in sys.modules and name not in before:
             tell(warning=f"importing {info.entry_point} imports {name}; name heavy things in the specs instead")
