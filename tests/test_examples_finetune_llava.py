@@ -65,6 +65,7 @@ def test_each_stage_trains_its_parts(done):
     assert ", wanted " in said
 
 
+@pytest.mark.slow
 def test_started_again_it_goes_on(done):
     """Stages that are done are loaded, one that is not goes on from its checkpoint."""
     folder, _ = done
@@ -80,6 +81,7 @@ def test_started_again_it_goes_on(done):
     assert (folder / "answers.json").read_text() == answers
 
 
+@pytest.mark.slow
 def test_two_ranks_run_it_together(tmp_path):
     """By torchrun; one rank at a time has samples without an image."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import sounds
 import tiny
 from test_docs import install_from
@@ -153,6 +154,7 @@ class TestWav2Vec2(Clips):
 # --- the tutorial -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_plugin_of_the_tutorial_passes_as_pytest_runs_it(tmp_path):
     """Its test files in a process of their own: the kit is collected through the subclasses, and through nothing else."""
     install_from(PAGE, tmp_path)

@@ -51,6 +51,7 @@ def test_features_are_those_of_hugging_face(whisper, clip):
     assert torch.equal(whisper([clip(SECOND), clip(900, 1)])["input_features"], theirs["input_features"])
 
 
+@pytest.mark.slow
 def test_ten_minutes_are_heard_by_every_family(family, tiny, extractor_of, composed, clip):
     """In windows of the encoder's own, or else of any length that is set; the frames are as many as counted."""
     module = tiny(family)

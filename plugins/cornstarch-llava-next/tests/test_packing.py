@@ -47,6 +47,7 @@ def marked(index):
     return torch.where(index < 0, NEWLINE, index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("grids", GRIDS)
 def test_counts_and_features_of_2000_sizes_are_those_of_transformers(encoder, grids):
