@@ -38,7 +38,7 @@ def check_plugins() -> None:
         return
     if distributed.get_world_size() == 1 or distributed.get_backend() in ("fake", "mpi"):  # those have no store
         return
-    mine = {"rank": distributed.get_rank(), "plugins": registry().fingerprint()}
+    mine: dict[str, Any] = {"rank": distributed.get_rank(), "plugins": registry().fingerprint()}
     theirs = json.loads(_get_default_store().compare_set(_FIRST, "", json.dumps(mine)))
     if differences := list(_differences(mine["plugins"], theirs["plugins"], f"rank {theirs['rank']}")):
         raise PluginError(
