@@ -397,7 +397,7 @@ def _names(module: nn.Module | None, provided: Provided | None, given: Sequence[
         return (unwrap(module).main_input_name,)
     raise CompositionError(
         f"the inputs of {_called(module)} can't be known; give ModalEncoderModule(..., input_names=[...])."
-        + registry().explain_unavailable()
+        + f" {registry().explain_unavailable()}".rstrip()
     )
 
 

@@ -30,7 +30,7 @@ from .distributed import check_calls, check_plugins, idle_output, must_run
 from .encoder import POSITIONS, ModalEncoderModule
 from .errors import CompositionError, InputError, PlaceholderMismatchError
 from .plugins import registry
-from .routing import batch_of, check_labels, checked_positions, has_media, route
+from .routing import batch_of, check_labels, check_places, checked_positions, has_media, route
 from .specs import ModalCallbacks
 
 __all__ = ["MultimodalModel"]
@@ -288,7 +288,7 @@ class MultimodalModel(CompositeModel):
             if positions is not None and len(positions):
                 raise PlaceholderMismatchError(
                     f"{key}: the prompt has {len(positions)} placeholder tokens, but no media are given. "
-                    f"Pass {', '.join(encoder.input_names)}, or take the placeholders out of the text."
+                    f"Pass {encoder.input_names[0]}, or take the placeholders out of the text."
                 )
             return idle_output(encoder) if must_run(encoder) else None
         if positions is None:
@@ -303,9 +303,12 @@ class MultimodalModel(CompositeModel):
         return positions, features
 
     def _positions(self, key: str, inputs: Mapping[str, Any], input_ids: torch.Tensor | None) -> torch.Tensor | None:
-        if POSITIONS in inputs:
-            return checked_positions(key, inputs[POSITIONS])
         token_id = self.config.modality_token_ids.get(key)
+        if POSITIONS in inputs:
+            positions = checked_positions(key, inputs[POSITIONS])
+            if token_id is not None and input_ids is not None:
+                check_places(key, positions, input_ids, token_id)
+            return positions
         if token_id is None or input_ids is None:
             return None
         return merge.find_positions(input_ids, token_id)

@@ -111,7 +111,7 @@ class MultimodalProjector(PreTrainedModel):
         try:
             self.provided = registry().lookup("projectors", config.projection_type)
         except UnknownNameError as error:
-            raise UnknownNameError(f"{error} 'linear' and 'mlp' are built in.") from None
+            raise UnknownNameError(f"{error}; 'linear' and 'mlp' are built in") from None
         return resolve(self.provided.spec.build, self.provided.plugin)(config)
 
     def forward(self, features: Features) -> Features:

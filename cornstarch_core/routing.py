@@ -10,7 +10,7 @@ import torch
 from .encoder import POSITIONS, ModalEncoderModule
 from .errors import InputError
 
-__all__ = ["batch_of", "check_labels", "checked_positions", "has_media", "route"]
+__all__ = ["batch_of", "check_labels", "check_places", "checked_positions", "has_media", "route"]
 
 # A flat argument of this name is the language model's; an encoder's own goes into encoder_inputs.
 _OF_TEXT = {"attention_mask", "input_ids", "inputs_embeds", "labels", "past_key_values", "position_ids", "use_cache"}
@@ -82,6 +82,26 @@ def checked_positions(key: str, positions: Any) -> torch.Tensor:
     return positions.long()
 
 
+def check_places(key: str, positions: torch.Tensor, input_ids: torch.Tensor, token_id: int) -> None:
+    """Raise unless every position is that of a placeholder. On the host only: elsewhere looking would cost a sync.
+
+    Raises:
+        InputError: one is not, as when a batch was cut after it was processed.
+    """
+    if torch.compiler.is_compiling() or not (_on_host(input_ids) and _on_host(positions)):
+        return
+    ids, places = input_ids.numpy(), positions.numpy()  # no operations of torch, which would be counted as syncs
+    inside = places[places < ids.size]  # others are found when features are placed
+    wrong = inside[ids.ravel()[inside] != token_id]
+    if len(wrong):
+        sample, token = divmod(int(wrong[0]), ids.shape[1])
+        raise InputError(
+            f"{key}: sample {sample}, token {token}: a feature belongs here, but instead of the placeholder {token_id} "
+            f"there is token {ids[sample, token]}. Was input_ids cut, padded or re-batched after processing? Process "
+            "again, with max_length= or padding= if it has to have another length."
+        )
+
+
 def has_media(encoder: ModalEncoderModule, inputs: Mapping[str, Any]) -> bool:
     """Whether there is anything to encode. An empty batch of images is none."""
     given = [value for name, value in inputs.items() if name in encoder.input_names and value is not None]
@@ -96,6 +116,10 @@ def check_labels(labels: torch.Tensor | None, batch: tuple[int, int]) -> None:
             f"labels are {tuple(labels.shape)}, the batch is {batch}; give one label a token, after "
             "the placeholders were expanded (MultimodalCollator does)."
         )
+
+
+def _on_host(tensor: torch.Tensor) -> bool:
+    return type(tensor) is torch.Tensor and tensor.device.type == "cpu"  # a subclass may hold no values
 
 
 def _by_key(encoder_inputs: Any) -> Mapping[str, Any]:

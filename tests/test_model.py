@@ -207,7 +207,7 @@ def test_without_token_id_or_positions_the_error_says_how_to_tell():
 
 
 def test_positions_stand_in_for_the_token_id(mllm):
-    """With positions the ids are not looked at, and inputs_embeds will do."""
+    """With positions nothing is looked for, and inputs_embeds will do."""
     batch, pixels = tiny.prompt(1, 1), tiny.pixels(2)
     expected = mllm(**batch, pixel_values=pixels).logits
     positions = (batch["input_ids"].flatten() == tiny.IMAGE_TOKEN).nonzero().squeeze(1)
@@ -337,6 +337,23 @@ def test_positions_of_another_kind_are_refused(mllm, positions):
     """Shape and dtype are checked without looking at values."""
     with pytest.raises(InputError, match=r"vision: positions must be a tensor \(P,\) of int64"):
         mllm(**tiny.prompt(1), encoder_inputs={"vision": {"pixel_values": tiny.pixels(1), "positions": positions}})
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "found"),
+    [
+        (lambda ids: ids[:, 1:], "sample 0, token 19", 58),
+        (lambda ids: torch.cat([ids, ids[:, :1]], dim=1), "sample 1, token 2", 22),
+    ],
+    ids=["cut", "padded"],
+)
+def test_a_batch_that_was_changed_after_processing_is_refused(mllm, change, where, found):
+    """Features would land beside the placeholders; on the host that is seen, and said with the place and the token."""
+    batch = tiny.prompt(1, 1)
+    positions = (batch["input_ids"].flatten() == tiny.IMAGE_TOKEN).nonzero().squeeze(1)
+    inputs = {"vision": {"pixel_values": tiny.pixels(2), "positions": positions}}
+    with pytest.raises(InputError, match=f"vision: {where}: .* instead of the placeholder 100 there is token {found}"):
+        mllm(change(batch["input_ids"]), encoder_inputs=inputs)
 
 
 def test_arguments_of_the_wrong_shape_or_kind(mllm):
