@@ -97,8 +97,8 @@ class RowMaker:
         if any(placeholders):
             sample = next(index for index, count in enumerate(placeholders) if count)
             raise PlaceholderMismatchError(
-                f"{key}: sample {sample}: the text has {placeholders[sample]} times the placeholder {self.tokens[key]}, "
-                f"and no items were given for it. Pass {key}=..., or take the placeholders out of the text."
+                f"{key}: sample {sample}: the text has {placeholders[sample]} times the placeholder {self.tokens[key]} "
+                f"and no items are given. Pass {key}=..., or take the placeholders out of the text."
             )
         return [[] for _ in ids]
 

@@ -51,7 +51,7 @@ def test_media_come_nested_flat_or_single(processor):
         (["<vision>", "no"], [[0], [1]], "vision: sample 1: expected 0 items, .*; got 1"),
         (["<vision>", "<vision>"], [0], r"vision: sample 1: expected 2 items, .*; got 1.*too few"),
         (["<vision>"], [0, 1], "vision: sample 0: expected 1 item, .*; got 2.*1 item would be left over"),
-        (["a", "<vision>"], None, "vision: sample 1: the text has 1 times the placeholder .*, and no items were given"),
+        (["a", "<vision>"], None, "vision: sample 1: the text has 1 times the placeholder .* and no items are given"),
         (["<vision>"], [[0], [1]], "vision: media are given for 2 samples, there are 1 texts"),
     ],
 )
