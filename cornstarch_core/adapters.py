@@ -54,11 +54,16 @@ def attach(module: nn.Module, record: dict[str, Any] | None, where: str) -> nn.M
             raise CheckpointError(f"{where}: its adapters name a module to import, which a checkpoint may not.")
     try:
         configs = {name: PeftConfig.from_peft_type(**config) for name, config in record["configs"].items()}
+        bases = {name: config.base_model_name_or_path for name, config in configs.items()}
+        for config in configs.values():
+            config.base_model_name_or_path = None  # else PEFT warns that the base is another
         (first, config), *others = configs.items()
         model = get_peft_model(module, config, adapter_name=first)
         for name, config in others:
             model.add_adapter(name, config)
         model.base_model.set_adapter(record["active"])
+        for name, base in bases.items():
+            model.peft_config[name].base_model_name_or_path = base
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: its adapters can't be attached by this version of peft: {error}.") from error
     return model

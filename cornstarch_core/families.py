@@ -365,6 +365,9 @@ def is_activation(name: str, activation: Any) -> bool:
 def encoder_description(encoder: ModalEncoderModule) -> Provided:
     """The :class:`~cornstarch_core.specs.EncoderSpec` of an encoder of transformers, and its plugin.
 
+    Args:
+        encoder: one of a composed model.
+
     Raises:
         CheckpointError: no plugin describes it, or it is no encoder of transformers.
     """
@@ -377,7 +380,11 @@ def encoder_description(encoder: ModalEncoderModule) -> Provided:
 
 
 def callback_options(encoder: ModalEncoderModule) -> dict[str, Any]:
-    """All options of the encoder's registered callback, defaults included, and ``context``, which is ``None``."""
+    """All options of the encoder's registered callback, defaults included, and ``context``, which is ``None``.
+
+    Args:
+        encoder: one whose callback a plugin registers.
+    """
     assert encoder.callback_provided is not None  # by it the family was found
     build = resolve(encoder.callback_provided.spec.build, encoder.callback_provided.plugin)
     bound = inspect.signature(build).bind(None, **encoder.callback_options)

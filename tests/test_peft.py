@@ -111,6 +111,16 @@ def test_a_wrapped_language_model_comes_back_equal(config, tie, tmp_path):
     }
 
 
+def test_the_name_of_the_base_comes_back_without_a_warning(tmp_path, recwarn):
+    """PEFT warns of a base with another name than the recorded one; ours stands in the same folder, under no name."""
+    llama = tiny.llama()
+    llama.name_or_path = llama.config._name_or_path = "somebody/llama"
+    composed(language_model=get_peft_model(llama, lora())).save_pretrained(tmp_path)
+    loaded = MultimodalModel.from_pretrained(tmp_path)
+    assert loaded.language_model.peft_config["default"].base_model_name_or_path == "somebody/llama"
+    assert not [warning for warning in recwarn if "base_model_name_or_path" in str(warning.message)]
+
+
 def test_a_wrapped_encoder_with_two_adapters_comes_back_equal(tmp_path):
     """Every adapter is saved, and the active one is active again."""
     wrapped = get_peft_model(tiny.clip(), lora())

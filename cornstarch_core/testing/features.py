@@ -129,7 +129,7 @@ class FeatureChecks(EncoderSubject):
             fail(
                 f"{self.name}: {where}: {len(counts)} items have {total} features, but {sum(counts)} are counted "
                 f"({', '.join(map(str, counts))}).",
-                fix,
+                f"{fix} Let it return a list of one tensor an item, and no tuple: of that only the first entry counts.",
             )
 
     @promise(COUNTS)
