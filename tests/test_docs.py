@@ -1,221 +1,118 @@
-"""The documentation: complete, and true.
+"""The documentation is true: its links lead somewhere, and every block of Python in it runs.
 
-Every block of Python in it runs. A block titled "needs a hub" runs on small models that lie where the hub's would be, one titled
-"needs several ranks" with a single one.
+A block titled "needs a hub" runs on small models that lie where the hub's would be, one titled "needs several ranks" with a
+single one, and one titled with the name of a file is that file of a plugin. Whether the documentation is complete is a matter
+of test_docs_complete.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import doctest
 import importlib
 import re
 import socket
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pages import DOCS, PAGES, ROOT, SOURCES, Block, anchors, blocks, name_of, prose, read
+from scaffolded import install_from
 from torch import distributed
 
-import cornstarch_core
-from cornstarch_core import cli, errors, hookspecs, specs
 from cornstarch_core.plugins import reset_registry
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
-PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-SOURCES = [
-    *sorted((ROOT / "cornstarch_core").rglob("*.py")),
-    *sorted(file for plugin in PLUGINS for file in (plugin / "src").rglob("*.py")),
-]
+LANGUAGES = {"console", "diff", "json", "markdown", "python", "text", "toml", "yaml"}
+"""Those of blocks. Python has one name only, since what is called otherwise would not be run."""
 
 NEEDS = re.compile(r"needs (a hub( and a GPU)?|several ranks)")
-BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]*)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"[\w./-]+\.\w+")
+
+BY_HAND = DOCS / "how-to" / "plugin-by-hand.md"
+WITH_FILES = [BY_HAND, DOCS / "how-to" / "test-a-plugin.md", DOCS / "tutorials" / "write-a-plugin.md"]
+"""Pages that show the files of a plugin: here, in testing/test_own_plugins.py and in test_tutorial.py those are tried out."""
 
 
-def name_of(path: Path) -> str:
-    """A file as tests are named after it."""
-    return path.relative_to(ROOT).as_posix()
+# --- blocks and links -------------------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> str:
-    """A file's text."""
-    return path.read_text(encoding="utf-8")
+def block_problems(text: str) -> list[str]:
+    """Blocks of a page that name no language, or one that is not known here, or have a title that means nothing."""
+    problems = []
+    for block in blocks(text):
+        where = f"line {block.line}"
+        if block.language not in LANGUAGES:
+            problems.append(f"{where}: the language is {block.language!r}, not one of {', '.join(sorted(LANGUAGES))}")
+        is_need = block.language == "python" and NEEDS.fullmatch(block.title)
+        if block.title and not is_need and not FILE.fullmatch(block.title):
+            problems.append(f"{where}: {block.title!r} is neither a file nor what a block can need")
+    return problems
 
 
-# --- reading pages ----------------------------------------------------------------------------------------------------
+def link_problems(text: str, page: Path) -> list[str]:
+    """Links of a page that lead to no file of the repository, or to no heading in it; from the site, also out of it."""
+    problems = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+        if re.match(r"\w+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        place = (page.parent / file).resolve() if file else page
+        if not place.exists():
+            problems.append(f"{target}: there is no such file")
+        elif DOCS in page.parents and DOCS not in place.parents:
+            problems.append(f"{target} is not among the pages")
+        elif anchor and anchor not in anchors(text if place == page else read(place)):
+            problems.append(f"{target}: there is no such heading")
+    return problems
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of code: its language, title, code and line."""
-
-    language: str
-    title: str
-    code: str
-    line: int
-
-
-def blocks(path: Path) -> list[Block]:
-    """Every fenced block that names its language."""
-    text = read(path)
-    return [Block(m[1], m[2] or "", m[3], text.count("\n", 0, m.start()) + 1) for m in BLOCK.finditer(text)]
-
-
-def prose(path: Path) -> str:
-    """A page without its code."""
-    return re.sub(r"^```.*?^```$", "", read(path), flags=re.MULTILINE | re.DOTALL)
-
-
-def rows(path: Path, heading: str) -> dict[str, list[str]]:
-    """The table whose first column has this heading: its other cells, by the code in the first one."""
-    lines = read(path).splitlines()
-    start = next(index for index, line in enumerate(lines) if line.startswith(f"| {heading} |"))
-    found = {}
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        first, *others = (cell.strip() for cell in line.strip("|").split(" | "))
-        found[first.strip("` ")] = others
-    return found
-
-
-# --- everything is documented -----------------------------------------------------------------------------------------
-
-
-def hooks() -> list[str]:
-    """The hooks that there are."""
-    return [name for name in hookspecs.__all__ if name.startswith("cornstarch_")]
-
-
-def signature(hook: str) -> str:
-    """A hook's first line, as it stands in its module."""
-    tree = ast.parse(read(Path(hookspecs.__file__)))
-    node = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == hook)
-    return f"def {hook}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
-
-
-@pytest.mark.parametrize("hook", hooks())
-def test_every_hook_is_documented_with_its_exact_arguments(hook):
-    """It has a section, which holds its signature."""
-    section = re.search(rf"^### {hook}$(.*?)(?=^##|\Z)", read(DOCS / "plugins.md"), re.MULTILINE | re.DOTALL)
-    assert section, f"docs/plugins.md has no section {hook}"
-    assert f"\n{signature(hook)}\n" in section[1]
-
-
-def test_no_hook_is_documented_that_is_not_there():
-    """A section for each hook, and for nothing else that looks like one."""
-    found = re.findall(r"^### (cornstarch_\w+)$", read(DOCS / "plugins.md"), re.MULTILINE)
-    assert sorted(found) == sorted(hooks())
-
-
-def test_targets_are_documented_with_their_signatures():
-    """The table in the docs is the one in specs.py."""
-    table = re.findall(r"^``(\w+Spec\.\w+)``\s+``([^`]+)``", specs.__doc__, re.MULTILINE)
-    assert table
-    documented = {name: cells[0] for name, cells in rows(DOCS / "plugins.md", "Field").items()}
-    assert documented.keys() == {name for name, _ in table}
-    for name, expected in table:
-        assert documented[name].startswith(f"`{expected}`")
-
-
-@pytest.mark.parametrize("name", cornstarch_core.__all__)
-def test_every_public_name_is_in_the_reference(name):
-    """So the page shows its docstring."""
-    assert f"\n::: cornstarch_core.{name}\n" in read(DOCS / "reference.md")
-
-
-def test_the_reference_holds_only_what_is_there():
-    """Every entry can be imported."""
-    for target in re.findall(r"^::: (\S+)$", read(DOCS / "reference.md"), re.MULTILINE):
-        module, _, attribute = target.rpartition(".")
-        parent = importlib.import_module(module)
-        assert hasattr(parent, attribute) or importlib.import_module(target)
-
-
-def test_every_environment_variable_is_documented():
-    """Those of the code are those in the table."""
-    used = {name for file in SOURCES for name in re.findall(r"CORNSTARCH_[A-Z_]+", read(file))}
-    assert used == rows(DOCS / "plugins.md", "Variable").keys()
-
-
-def commands(parser: argparse.ArgumentParser, name: str = "cornstarch") -> Iterator[str]:
-    """Every command, and every option of one."""
-    nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    for action in nested:
-        for word, child in action.choices.items():
-            yield from commands(child, f"{name} {word}")
-    if not nested:
-        yield name
-    for action in parser._actions:
-        if action.option_strings and "--help" not in action.option_strings:
-            yield f"{name} {action.option_strings[-1]}"
-        elif not action.option_strings and action not in nested:
-            yield f"{name} {action.metavar}"
-
-
-def test_every_command_and_option_is_documented():
-    """Those of the parser are those in the table, with or without values."""
-    documented = rows(DOCS / "plugins.md", "Command")
-    for command in commands(cli._parser()):
-        *words, last = command.split()
-        assert any(line.split()[: len(words)] == words and last in line.split() for line in documented), command
-    known = {word for command in commands(cli._parser()) for word in command.split()} | {"SECONDS", "M", "FOLDER"}
-    for line in documented:
-        assert set(line.split()) <= known, line
-
-
-def test_every_error_is_documented_with_its_remedy():
-    """The table has a row for each, in the order of the tree, and says what to do."""
-    documented = rows(DOCS / "errors.md", "Error")
-    assert sorted(documented) == errors.__all__
-    assert all(when and remedy for when, remedy in documented.values())
-    tree = re.findall(r"\w+Error", errors.__doc__.partition("Each message")[0].replace("LookupError", ""))
-    assert list(documented) == [name for name in tree if name in errors.__all__]
-
-
-def test_the_readme_lists_the_plugins_that_there_are():
-    """No more and no fewer."""
-    listed = re.findall(r"^\| \[([\w-]+)\]\(plugins/\1/README\.md\)", read(ROOT / "README.md"), re.MULTILINE)
-    assert listed == [plugin.name for plugin in PLUGINS]
-
-
-def test_the_navigation_lists_every_page():
-    """A page that it lacks would not be found."""
-    listed = re.findall(r": (\S+\.md)$", read(ROOT / "mkdocs.yml"), re.MULTILINE)
-    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
-
-
-def test_continuous_integration_calls_the_test_command_of_the_readme():
-    """What users are told is what is tried."""
-    assert re.search(r"^make test\b", read(ROOT / "README.md"), re.MULTILINE)
-    assert re.search(r"^make test$", read(ROOT / ".ci" / "run"), re.MULTILINE)
-
-
-# --- links ------------------------------------------------------------------------------------------------------------
-
-
-def anchors(path: Path) -> set[str]:
-    """The headings of a page, as links write them."""
-    headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_names_its_language_and_has_a_title_that_means_something(page):
+    """So that none of Python is taken for something else, and is not run."""
+    assert block_problems(read(page)) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_internal_links_resolve(page):
     """To a file of the repository and, if there is one, to a heading in it."""
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
-        if re.match(r"\w+:", target):
-            continue
-        file, _, anchor = target.partition("#")
-        place = page.parent / file if file else page
-        assert place.exists(), f"{name_of(page)}: {target}"
-        assert DOCS not in page.parents or DOCS in place.resolve().parents, f"{target} is not among the pages"
-        assert not anchor or anchor in anchors(place), f"{name_of(page)}: {target}"
+    assert link_problems(read(page), page) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("```\nx\n```\n", "line 1: the language is '', not one of console, "),
+        ("a\n\n```py\nx\n```\n", "line 3: the language is 'py'"),
+        ('```python title="needs a nap"\nx\n```\n', "line 1: 'needs a nap' is neither"),
+        ('- a\n\n  ```text title="needs a hub"\n  x\n  ```\n', "line 3: 'needs a hub' is neither"),
+    ],
+)
+def test_a_block_that_would_not_be_run_is_seen(text, problem):
+    """Without a language, with another name of Python's, with a title that is misspelt, in a list."""
+    (found,) = block_problems(text)
+    assert found.startswith(problem)
+    assert block_problems('```python title="needs a hub"\nx\n```\n\n```toml title="a/b.toml"\n```\n') == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("```python\nx\n", "the block of line 1 is not closed"), ("```python {1}\nx\n```\n", "line 1 says 'python {1}'")],
+)
+def test_a_block_that_cannot_be_read_is_refused(text, problem):
+    """It would swallow others, or be passed over."""
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        blocks(text)
+
+
+def test_a_link_that_leads_nowhere_is_seen():
+    """To no page, to no heading, out of the site."""
+    text = "# One\n[a](no.md) [b](#two) [c](hooks.md#no-such) [d](../README.md) [e](#one) [f](hooks.md#targets) [g](https://h)"
+    assert link_problems(text, DOCS / "index.md") == [
+        "no.md: there is no such file",
+        "#two: there is no such heading",
+        "hooks.md#no-such: there is no such heading",
+        "../README.md is not among the pages",
+    ]
 
 
 # --- examples run -----------------------------------------------------------------------------------------------------
@@ -278,34 +175,21 @@ def hub(tmp_path, monkeypatch):
     WhisperModel(sounds.whisper(**sizes).config).save_pretrained("openai/whisper-large-v3")
     soundfile.write("bark.wav", np.zeros(44_100, np.float32), 44_100)
     tiny.clip().save_pretrained("openai/clip-vit-large-patch14-336")
-    tiny.llama(vocab_size=300).save_pretrained("meta-llama/Llama-3.1-8B-Instruct")
-    tokenizer().save_pretrained("meta-llama/Llama-3.1-8B-Instruct")
-
-
-def install_from(page: Path, folder: Path) -> None:
-    """Write the files that a page shows, and make a distribution of its ``pyproject.toml``."""
-    files = {block.title: block.code for block in blocks(page) if Path(block.title).suffix in (".py", ".toml")}
-    for name, code in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(code)
-    if "pyproject.toml" not in files:
-        return
-    text = files["pyproject.toml"]
-    name, version, needs = (
-        re.search(rf'^{key} = (?:\[)?"(.+?)"', text, re.MULTILINE)[1] for key in ("name", "version", "dependencies")
-    )
-    entry = re.search(r'entry-points\."cornstarch.plugins"\]\n(\w+) = "(.+)"', text)
-    info = folder / "src" / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: {needs}\n")
-    (info / "entry_points.txt").write_text(f"[cornstarch.plugins]\n{entry[1]} = {entry[2]}\n")
+    for name, pad in (
+        ("meta-llama/Llama-3.1-8B-Instruct", None),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "<|eot_id|>"),
+    ):
+        tiny.llama(vocab_size=300).save_pretrained(name)
+        words = tokenizer()
+        words.pad_token = pad  # Llama's has none
+        words.save_pretrained(name)
 
 
 @pytest.fixture
 def installed(request, tmp_path, monkeypatch):
     """The plugin that a page shows, installed for as long as the test runs."""
-    install_from(request.getfixturevalue("page"), tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path / "src"))
+    install_from(request.getfixturevalue("page"), tmp_path / "plugin")
+    monkeypatch.syspath_prepend(str(tmp_path / "plugin" / "src"))
     reset_registry()
     before = set(sys.modules)
     yield
@@ -317,30 +201,30 @@ def installed(request, tmp_path, monkeypatch):
 
 def runnable(page: Path) -> list[Block]:
     """The blocks of Python that are no file of their own."""
-    return [block for block in blocks(page) if block.language == "python" and not block.title.endswith(".py")]
+    return [block for block in blocks(read(page)) if block.language == "python" and not FILE.fullmatch(block.title)]
 
 
-WITH_EXAMPLES = [
-    page for page in (*PAGES, *(plugin / "README.md" for plugin in PLUGINS)) if page.exists() and runnable(page)
-]
-
-
-@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=name_of)
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name_of)
 @pytest.mark.usefixtures("hub", "installed", "rank")
 def test_every_example_of_a_page_runs(page):
     """In one namespace, from top to bottom; offline, and on small models where it needs a hub."""
     namespace = {"__name__": "__main__"}
     for block in runnable(page):
-        assert not block.title or NEEDS.fullmatch(block.title), f"{name_of(page)}:{block.line}: {block.title}"
         code = "\n" * block.line + block.code  # so that a traceback tells the line of the page
         exec(compile(code, str(page), "exec"), namespace)
 
 
+def test_files_are_shown_on_pages_where_somebody_tries_them_out():
+    """Elsewhere a block of Python with the name of a file would not be run."""
+    shown = [page for page in PAGES if any(block.title.endswith(".py") for block in blocks(read(page)))]
+    assert shown == [page for page in PAGES if page in WITH_FILES]
+
+
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("page", [DOCS / "plugins.md"], ids=name_of)
-def test_the_tests_that_a_page_shows_pass(page, tmp_path):
-    """The plugin of the tutorial comes with a test, and it is one that passes."""
-    file = next(block for block in blocks(page) if block.title.startswith("tests/"))
+@pytest.mark.parametrize("page", [BY_HAND], ids=name_of)
+def test_the_tests_that_a_page_shows_pass(page):
+    """The plugin that is written by hand comes with a test, and it is one that passes."""
+    file = next(block for block in blocks(read(page)) if block.title.startswith("tests/"))
     namespace = {}
     exec(compile(file.code, file.title, "exec"), namespace)
     tests = [value for name, value in namespace.items() if name.startswith("test_")]
@@ -349,9 +233,9 @@ def test_the_tests_that_a_page_shows_pass(page, tmp_path):
         test()
 
 
-def test_the_plugin_of_the_tutorial_is_light(tmp_path):
+def test_the_plugin_that_is_written_by_hand_is_light(tmp_path):
     """Its module imports no torch, as the page says; the core's own test shows how that is measured."""
-    install_from(DOCS / "plugins.md", tmp_path)
+    install_from(BY_HAND, tmp_path)
     tree = ast.parse(read(tmp_path / "src" / "cornstarch_series" / "plugin.py"))
     imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert imported == ["cornstarch_core.hookspecs", "cornstarch_core.specs"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from fake_plugins import isolated
+from scaffolded import new, python
 
 import cornstarch_core
 from cornstarch_core import scaffold
@@ -28,55 +28,6 @@ NAMES = [
     Names("My.Plugin", "point_cloud"),
     Names("cornstarch_readings-of-a-very-long-name", "torch"),
 ]
-USE = """
-import re
-from pathlib import Path
-
-import torch
-from cornstarch_core.testing.pieces import tiny_language_model, tiny_tokenizer
-
-
-def test_a_model_trains_and_comes_back(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    tiny_language_model().save_pretrained("llm")
-    tiny_tokenizer().save_pretrained("llm")
-    found = {}
-    exec(re.sub('llm = ".*"', 'llm = "llm"', code), found)
-    assert len(found["batch"]["encoder_inputs"][MODALITY]["positions"]) == 7
-    assert found["loss"].isfinite()
-    assert all(weight.grad.abs().sum() > 0 for weight in found["encoder"].parameters())
-    with torch.no_grad():
-        before, after = (found[name].eval()(**found["batch"]).logits for name in ("mllm", "again"))
-    assert after.equal(before)
-"""
-"""A test of what the README says, on a small language model that lies where the hub's would be."""
-
-
-def new(folder: Path, names: Names) -> Path:
-    """Write a project by the command, and the metadata beside its package that installing it would make."""
-    project = folder / names.distribution
-    assert main(["plugins", "new", names.distribution, "--modality", names.modality, "--into", str(project)]) == 0
-    text = (project / "pyproject.toml").read_text()
-    needs = re.search(r'^dependencies = \["(.+?)"', text, re.MULTILINE)[1]
-    entry = re.search(r'entry-points\."cornstarch.plugins"\]\n(\w+ = )"(.+)"', text)
-    info = project / "src" / f"{names.package}-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {names.distribution}\nVersion: 0.1.0\nRequires-Dist: {needs}\n"
-    )
-    (info / "entry_points.txt").write_text(f"[cornstarch.plugins]\n{entry[1]}{entry[2]}\n")
-    return project
-
-
-def python(projects: list[Path], folder: Path, *arguments: str) -> str:
-    """Run Python with the projects installed, as far as it can tell; it must succeed."""
-    path = os.pathsep.join(str(project / "src") for project in projects)
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -135,13 +86,14 @@ def test_it_is_found_and_registers_what_it_says(names, tmp_path):
         assert registry().lookup("processors", spec.processor).plugin == names.id
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass_and_its_readme_runs(tmp_path):
     """The conformance kit among them; a model composed as the README says trains, is saved and comes back.
 
     One check, which starts a process with transformers in it, is left to smoke tests for the time that it takes.
     """
     project = new(tmp_path, NAMES[1])
-    (project / "tests" / "test_use.py").write_text(f"{USE}\n\nMODALITY = {NAMES[1].modality!r}\n")
+    shutil.copy(ROOT / "tests" / "smoke" / "use_readme.py", project / "tests" / "test_use.py")
     out = python(
         [project],
         project,

@@ -1,20 +1,85 @@
-"""Write the plugin that the documentation teaches into a folder: python tutorial.py PAGE FOLDER."""
+"""Do to a folder what a page of the documentation says: python tutorial.py PAGE FOLDER [--most LINES].
+
+A block titled with the name of a file is that file. One in the language ``diff`` changes it: each run of ``-`` lines, which the
+file must hold once, gives way to the ``+`` lines below it. Both are lines of the reader's own; blank ones are not counted.
+Needs nothing but Python, so that it can be run in any environment.
+"""
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+_STEP = re.compile(r'^```(\w+) title="([\w./-]+\.(?:md|py|toml))"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+_HUNK = re.compile(r"((?:^-.*\n)+)((?:^\+.*\n)*)", re.MULTILINE)
 
-def main(page: Path, folder: Path) -> None:
-    """Write every block of the page that is titled with the name of a file."""
-    text = page.read_text(encoding="utf-8")
-    for name, code in re.findall(r'^```\w+ title="([\w./]+\.(?:py|toml))"\n(.*?)^```$', text, re.MULTILINE | re.DOTALL):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(code, encoding="utf-8")
-        print(f"wrote {name}")
+
+@dataclass(frozen=True)
+class Step:
+    """A file that the reader writes, or changes.
+
+    Args:
+        file: its path in the project.
+        code: what stands in the block.
+        is_diff: whether that is a change.
+        start: where in the page the block begins.
+    """
+
+    file: str
+    code: str
+    is_diff: bool
+    start: int
+
+    @property
+    def own_lines(self) -> int:
+        """How many lines the reader writes for it."""
+        lines = re.findall(r"^\+(.*)$", self.code, re.MULTILINE) if self.is_diff else self.code.splitlines()
+        return sum(1 for line in lines if line.strip())
+
+    def apply(self, folder: Path) -> None:
+        """Write the file, or change it.
+
+        Raises:
+            ValueError: the lines to change are not there, or more than once.
+        """
+        file = folder / self.file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = self.changed(file.read_text(encoding="utf-8")) if self.is_diff else self.code
+        file.write_text(text, encoding="utf-8")
+
+    def changed(self, text: str) -> str:
+        """A file's text after the change."""
+        for hunk in _HUNK.finditer(self.code):
+            old, new = (re.sub(r"^.", "", lines, flags=re.MULTILINE) for lines in hunk.groups())
+            if text.count(old) != 1:
+                raise ValueError(f"{self.file} holds these lines {text.count(old)} times, not once:\n{old}")
+            text = text.replace(old, new)
+        return text
+
+
+def steps(page: str) -> list[Step]:
+    """What the reader of a page writes, from top to bottom."""
+    return [Step(m[2], m[3], m[1] == "diff", m.start()) for m in _STEP.finditer(page)]
+
+
+def main() -> None:
+    """Take all steps, and say how many lines they have."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--most", type=int, metavar="LINES", help="fail if the reader writes more")
+    arguments = parser.parse_args()
+    taken = steps(arguments.page.read_text(encoding="utf-8"))
+    for step in taken:
+        step.apply(arguments.folder)
+        print(f"{'changed' if step.is_diff else 'wrote'} {step.file}: {step.own_lines} lines")
+    total = sum(step.own_lines for step in taken)
+    print(f"{total} lines of one's own")
+    if arguments.most is not None and total > arguments.most:
+        raise SystemExit(f"{arguments.page}: its reader writes {total} lines; {arguments.most} are the most.")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_docs import rows
+from pages import DOCS, read, rows
 
 from cornstarch_core import testing
 from cornstarch_core.testing import EncoderConformance, PluginConformance
@@ -19,7 +19,7 @@ from cornstarch_core.testing.pieces import WORDS, tiny_language_model, tiny_toke
 from cornstarch_core.testing.promises import Promises, fail, promise, say
 from cornstarch_core.testing.subject import EncoderSubject
 
-PAGE = Path(__file__).parents[2] / "docs" / "plugins.md"
+PAGE = read(DOCS / "how-to" / "test-a-plugin.md")
 CHECKS = [name for kind in (PluginConformance, EncoderConformance) for name in dir(kind) if name.startswith("test_")]
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import sounds
 import tiny
-from test_docs import install_from
+from pages import DOCS
+from scaffolded import install_from, python
 from transformers import Dinov2Config, Dinov2Model, Wav2Vec2Config, Wav2Vec2Model
 
 from cornstarch_core.testing import EncoderConformance, PluginConformance
 from cornstarch_core.testing.package import ask
 
-PAGE = Path(__file__).parents[2] / "docs" / "plugins.md"
+PAGES = [DOCS / "how-to" / name for name in ("plugin-by-hand.md", "test-a-plugin.md")]
 
 
 class TestVision(PluginConformance):
@@ -151,18 +148,16 @@ class TestWav2Vec2(Clips):
         return Wav2Vec2Model(Wav2Vec2Config(**sizes, **settings))
 
 
-# --- the tutorial -----------------------------------------------------------------------------------------------------
+# --- the plugin that is written by hand -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_the_plugin_of_the_tutorial_passes_as_pytest_runs_it(tmp_path):
+def test_the_plugin_that_is_written_by_hand_passes_as_pytest_runs_it(tmp_path):
     """Its test files in a process of their own: the kit is collected through the subclasses, and through nothing else."""
-    install_from(PAGE, tmp_path)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    for page in PAGES:
+        install_from(page, tmp_path)
+    out = python([tmp_path], tmp_path, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests")
     checks = {
         name for kind in (PluginConformance, EncoderConformance) for name in dir(kind) if name.startswith("test_")
     }
-    assert re.search(rf"^{len(checks) + 1} passed in ", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(rf"^{len(checks) + 1} passed in ", out, re.MULTILINE), out
