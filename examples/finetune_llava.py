@@ -9,9 +9,10 @@ At full size, on the files that LLaVA publishes (https://github.com/haotian-liu/
         --pretrain-data blip_laion_cc_sbu_558k.json --pretrain-images images/pretrain \\
         --finetune-data llava_v1_5_mix665k.json --finetune-images images/finetune
 
-Started again, it goes on where it was. It leaves in --output what was trained in each stage (`projector/`, `trained/`),
-`metrics.json`, and a picture, `report.png`. --tiny writes small models and data as a hub would hold them, and then goes
-the same way. Batches, rates and schedule are those of LLaVA's scripts/v1_5/{pretrain,finetune,finetune_lora}.sh.
+Started again, it goes on where it was. Entries without their image are left out, and listed. It leaves in --output what was
+trained in each stage (`projector/`, `trained/`), `metrics.json`, and a picture, `report.png`. --tiny writes small models and
+data as a hub would hold them, and then goes the same way. Batches, rates and schedule are those of LLaVA's
+scripts/v1_5/{pretrain,finetune,finetune_lora}.sh.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -195,18 +197,34 @@ def settings(stage: Stage, folder: Path, args: argparse.Namespace) -> TrainingAr
 
 def training_data(stage: Stage, args: argparse.Namespace) -> Subset:
     """All of the file but the samples to look at."""
-    data = LlavaData(stage.data, stage.images)
+    data = usable(stage.data, stage.images, args.output)
     kept = HELD_OUT if stage.data.samefile(args.finetune_data) else 0
     return Subset(data, range(len(data) - kept))
 
 
 def held_out(args: argparse.Namespace) -> list[dict]:
     """The last conversations of the second stage's data, if somebody asks in them."""
-    data = LlavaData(args.finetune_data, args.finetune_images)
+    data = usable(args.finetune_data, args.finetune_images, args.output)
     if len(data) <= HELD_OUT:
         raise SystemExit(f"{args.finetune_data} has {len(data)} conversations; {HELD_OUT} are held out, so give more.")
     samples = (data[index] for index in range(len(data) - HELD_OUT, len(data)))
     return [sample for sample in samples if answer_at(sample) > 0]
+
+
+@cache
+def usable(file: Path, images: Path, output: Path) -> Subset:
+    """The entries whose turns are in order and whose images are there; of the others a list is left in ``output``."""
+    data = LlavaData(file, images)
+    main_process = PartialState().is_main_process
+    looked_at = tqdm(range(len(data)), f"looking through {file.name}", leave=False, disable=not main_process)
+    problems = {index: problem for index in looked_at if (problem := data.problem(index))}
+    if problems:
+        list_of_them = output / f"left-out-{file.stem}.txt"
+        if main_process:
+            list_of_them.parent.mkdir(parents=True, exist_ok=True)
+            list_of_them.write_text("\n".join(problems.values()) + "\n")
+        say(f"{file.name}: {len(problems)} of {len(data)} entries are left out; {list_of_them} says why")
+    return Subset(data, [index for index in range(len(data)) if index not in problems])
 
 
 # --- looking at it ----------------------------------------------------------------------------------------------------

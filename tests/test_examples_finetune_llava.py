@@ -65,6 +65,23 @@ def test_each_stage_trains_its_parts(done):
     assert ", wanted " in said
 
 
+def test_entries_without_their_image_are_left_out_and_listed(done, monkeypatch, tmp_path, capsys):
+    """They would end a run in its middle; the samples to look at are the last ones that are whole."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import finetune_llava
+
+    tiny = done[0] / "tiny"
+    entries = json.loads((tiny / "finetune.json").read_text())
+    last = max(index for index, one in enumerate(entries) if "image" in one)
+    entries[last]["image"] = "gone.png"
+    (tmp_path / "data.json").write_text(json.dumps(entries))
+    data = finetune_llava.usable(tmp_path / "data.json", tiny / "images", tmp_path / "out")
+    assert list(data.indices) == [index for index in range(len(entries)) if index != last]
+    (line,) = (tmp_path / "out" / "left-out-data.txt").read_text().splitlines()
+    assert line.endswith(f"there is no image {tiny / 'images' / 'gone.png'}")
+    assert f"data.json: 1 of {len(entries)} entries are left out" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_started_again_it_goes_on(done):
     """Stages that are done are loaded, one that is not goes on from its checkpoint."""

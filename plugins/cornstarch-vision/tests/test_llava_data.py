@@ -56,6 +56,21 @@ def write(path, entries):
     return path
 
 
+def test_what_cannot_be_trained_on_is_told_beforehand(folder, tmp_path):
+    """An image that is not there, a folder in its place, and turns that can't be converted; what is in order gives nothing."""
+    bad = [
+        entry("<image>\nWhat?", "A cat.", image="coco/9.png"),
+        entry("<image>\nWhat?", "A cat.", image="coco"),
+        entry("<image>\nWhat?", "A cat."),
+    ]
+    data = LlavaData(write(tmp_path / "data.json", [*ENTRIES, *bad]), folder)
+    assert [data.problem(index) for index in range(3)] == ["", "", ""]
+    where = f"{tmp_path / 'data.json'}[%d]: entry '000000033471': "
+    for index, name in ((3, "9.png"), (4, "")):
+        assert data.problem(index) == where % index + f"there is no image {folder / 'coco' / name}"
+    assert data.problem(5).startswith(where % 5 + "its turns have 1 <image>, under 'image' there are 0 images. ")
+
+
 # --- one entry --------------------------------------------------------------------------------------------------------
 
 

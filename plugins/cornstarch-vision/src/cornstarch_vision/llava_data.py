@@ -1,6 +1,6 @@
 """LLaVA's published training data, ``llava_v1_5_mix665k.json`` and the like, as conversations that a collator takes.
 
-Must not read or check images: that is done when a batch is made, and an image that is missing is named there.
+Must not open images: that is done when a batch is made, and one that is missing or broken is named there.
 
 Source: https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md
 """
@@ -66,7 +66,8 @@ class LlavaData(Dataset[dict[str, Any]]):
     """One of LLaVA's files as a map-style dataset of rows for :class:`~cornstarch_core.MultimodalCollator`.
 
     The file is read at once, entries are converted when they are asked for. An image that is missing or broken shows
-    when the collator opens it, as a :class:`~cornstarch_core.errors.MediaError` that names the file.
+    when the collator opens it, as a :class:`~cornstarch_core.errors.MediaError` that names the file. To know of missing
+    ones before a long run, ask :meth:`problem`.
 
     Args:
         json_file: a list of entries, or one entry a line if its name ends in ``.jsonl``.
@@ -98,6 +99,32 @@ class LlavaData(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return _convert(self.entries[index], self.image_folder, f"{self.json_file}[{index}]")
+
+    def problem(self, index: int) -> str:
+        """Tell why an entry can't be trained on, as far as that is known without opening its images.
+
+        Args:
+            index: of the entry.
+
+        Returns:
+            One sentence that names the entry, or ``""`` if its turns are in order and its images are there.
+
+        Example:
+            >>> from pathlib import Path
+            >>> turns = [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
+            >>> _ = Path("captions.json").write_text(json.dumps([{"id": 7, "image": "7.jpg", "conversations": turns}]))
+            >>> data = LlavaData("captions.json", "images")
+            >>> usable = [index for index in range(len(data)) if not data.problem(index)]
+            >>> print(data.problem(0).replace(os.sep, "/"))
+            captions.json[0]: entry 7: there is no image images/7.jpg
+        """
+        try:
+            images = self[index]["images"]
+        except InputError as error:
+            return str(error)
+        missing = next((image for image in images if not os.path.isfile(image)), None)
+        where = f"{self.json_file}[{index}]: entry {self.entries[index].get('id')!r}"
+        return "" if missing is None else f"{where}: there is no image {missing}"
 
 
 # --- one entry --------------------------------------------------------------------------------------------------------
