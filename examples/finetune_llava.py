@@ -9,10 +9,10 @@ At full size, on the files that LLaVA publishes (https://github.com/haotian-liu/
         --pretrain-data blip_laion_cc_sbu_558k.json --pretrain-images images/pretrain \\
         --finetune-data llava_v1_5_mix665k.json --finetune-images images/finetune
 
-Started again, it goes on where it was. Entries without their image are left out, and listed. It leaves in --output what was
-trained in each stage (`projector/`, `trained/`), `metrics.json`, and a picture, `report.png`. --tiny writes small models and
-data as a hub would hold them, and then goes the same way. Batches, rates and schedule are those of LLaVA's
-scripts/v1_5/{pretrain,finetune,finetune_lora}.sh.
+Started again, it goes on where it was. Entries without their image are left out, and listed. It leaves in --output
+what was trained in each stage (`projector/`, `trained/`), `metrics.json`, and a picture, `report.png`. --tiny writes
+small models and data as a hub would hold them, and then goes the same way. Batches, rates and schedule are those of
+LLaVA's scripts/v1_5/{pretrain,finetune,finetune_lora}.sh.
 """
 
 import argparse
