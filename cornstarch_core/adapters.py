@@ -75,10 +75,18 @@ def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _essence(description: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: {key: value for key, value in config.items() if key not in _INCIDENTAL}
-        for name, config in description["configs"].items()
-    }
+    return {name: _essential(config) for name, config in description["configs"].items()}
+
+
+def _essential(config: dict[str, Any]) -> dict[str, Any]:
+    """What is set. A setting that only one version of PEFT knows does not count where it is left at its default."""
+    from peft import PeftConfig
+
+    try:
+        defaults = _plain(PeftConfig.from_peft_type(peft_type=config["peft_type"]).to_dict())
+    except (KeyError, TypeError, ValueError):  # of a record that is damaged, or a type of another version
+        defaults = {}
+    return {key: value for key, value in {**defaults, **config}.items() if key not in _INCIDENTAL and value}
 
 
 def check_base_untouched(module: nn.Module, where: str) -> None:

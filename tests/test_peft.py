@@ -7,7 +7,7 @@ import tiny
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
 
-from cornstarch_core import ModalEncoderModule, MultimodalModel
+from cornstarch_core import ModalEncoderModule, MultimodalModel, adapters
 from cornstarch_core.errors import CheckpointError
 
 
@@ -109,6 +109,26 @@ def test_a_wrapped_language_model_comes_back_equal(config, tie, tmp_path):
     assert {n for n, p in loaded.named_parameters() if p.requires_grad} == {
         n for n, p in model.named_parameters() if p.requires_grad
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "is_alike"),
+    [
+        ({}, True),
+        ({"peft_version": "9.9", "base_model_name_or_path": "elsewhere"}, True),
+        ({"of_a_later_version": None, "another": {}}, True),
+        ({"of_a_later_version": "set"}, False),
+        ({"r": 3}, False),
+        ({"use_dora": True}, False),
+    ],
+    ids=str,
+)
+def test_adapters_are_alike_whatever_version_of_peft_wrote_them(change, is_alike):
+    """Settings that one version lacks do not count unless they are set; those that change what is computed do."""
+    given = adapters.describe(get_peft_model(tiny.llama(), lora()))
+    old = {name: value for name, value in given["configs"]["default"].items() if value not in (None, {}, [])}
+    other = {**given, "configs": {"default": {**old, **change}}}
+    assert adapters.alike(given, other) is adapters.alike(other, given) is is_alike
 
 
 def test_the_name_of_the_base_comes_back_without_a_warning(tmp_path, recwarn):
