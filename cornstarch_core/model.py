@@ -283,7 +283,7 @@ class MultimodalModel(CompositeModel):
         """
         encoder = self.encoders[key]
         check_calls(encoder)
-        positions = self._positions(key, inputs, input_ids)
+        positions = self._positions(key, inputs, input_ids, batch)
         if not has_media(encoder, inputs):
             if positions is not None and len(positions):
                 raise PlaceholderMismatchError(
@@ -302,11 +302,13 @@ class MultimodalModel(CompositeModel):
         self._check_features(key, features)
         return positions, features
 
-    def _positions(self, key: str, inputs: Mapping[str, Any], input_ids: torch.Tensor | None) -> torch.Tensor | None:
+    def _positions(
+        self, key: str, inputs: Mapping[str, Any], input_ids: torch.Tensor | None, batch: tuple[int, int]
+    ) -> torch.Tensor | None:
         token_id = self.config.modality_token_ids.get(key)
         if POSITIONS in inputs:
             positions = checked_positions(key, inputs[POSITIONS])
-            if token_id is not None and input_ids is not None:
+            if token_id is not None and input_ids is not None and input_ids.shape == batch:
                 check_places(key, positions, input_ids, token_id)
             return positions
         if token_id is None or input_ids is None:

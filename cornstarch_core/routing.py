@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .encoder import POSITIONS, ModalEncoderModule
 from .errors import InputError
@@ -83,17 +85,21 @@ def checked_positions(key: str, positions: Any) -> torch.Tensor:
 
 
 def check_places(key: str, positions: torch.Tensor, input_ids: torch.Tensor, token_id: int) -> None:
-    """Raise unless every position is that of a placeholder. On the host only: elsewhere looking would cost a sync.
+    """Raise if features would be placed beside the placeholders. On the host only: elsewhere looking would cost a sync.
+
+    Placeholders may have another id than ``token_id``, from another processor, or one that was put in their place; but
+    they all have the same one then, and ``token_id`` is nowhere else.
 
     Raises:
-        InputError: one is not, as when a batch was cut after it was processed.
+        InputError: so it is, as when a batch was cut after it was processed.
     """
-    if torch.compiler.is_compiling() or not (_on_host(input_ids) and _on_host(positions)):
+    if not (_is_readable(input_ids) and _is_readable(positions)):
         return
-    ids, places = input_ids.numpy(), positions.numpy()  # no operations of torch, which would be counted as syncs
-    inside = places[places < ids.size]  # others are found when features are placed
-    wrong = inside[ids.ravel()[inside] != token_id]
-    if len(wrong):
+    ids, places = input_ids.numpy(), positions.numpy()
+    inside = places[(places >= 0) & (places < ids.size)]  # others are found when features are placed
+    found = ids.ravel()[inside]
+    wrong = inside[found != token_id]
+    if len(wrong) and ((ids == token_id).any() or (found != found[0]).any()):
         sample, token = divmod(int(wrong[0]), ids.shape[1])
         raise InputError(
             f"{key}: sample {sample}, token {token}: a feature belongs here, but instead of the placeholder {token_id} "
@@ -118,8 +124,16 @@ def check_labels(labels: torch.Tensor | None, batch: tuple[int, int]) -> None:
         )
 
 
-def _on_host(tensor: torch.Tensor) -> bool:
-    return type(tensor) is torch.Tensor and tensor.device.type == "cpu"  # a subclass may hold no values
+def _is_readable(tensor: torch.Tensor) -> bool:
+    """Whether there are values at hand: on the host, and not within a transform or a mode that only traces."""
+    return (
+        tensor.device.type == "cpu"
+        and type(tensor) is torch.Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._is_functional_tensor(tensor)
+        and not is_functorch_wrapped_tensor(tensor)
+        and _get_current_dispatch_mode() is None
+    )
 
 
 def _by_key(encoder_inputs: Any) -> Mapping[str, Any]:

@@ -356,6 +356,55 @@ def test_a_batch_that_was_changed_after_processing_is_refused(mllm, change, wher
         mllm(change(batch["input_ids"]), encoder_inputs=inputs)
 
 
+def located(mllm):
+    """Two samples with an image each, with positions in place of the token id."""
+    batch = tiny.prompt(1, 1)
+    positions = (batch["input_ids"].flatten() == tiny.IMAGE_TOKEN).nonzero().squeeze(1)
+    return batch["input_ids"], {"vision": {"pixel_values": tiny.pixels(2), "positions": positions}}
+
+
+def test_one_other_id_at_all_placeholders_is_fine(mllm):
+    """As of another processor, or put there because the placeholder's lies outside the table."""
+    ids, inputs = located(mllm)
+    expected = mllm(ids, encoder_inputs=inputs).logits
+    for other in (0, 7, 999):
+        changed = ids.masked_fill(ids == tiny.IMAGE_TOKEN, other)
+        if other < tiny.VOCABULARY:
+            assert torch.equal(mllm(changed, encoder_inputs=inputs).logits, expected)
+        else:  # the language model's own table has no such row; the check is not what stops it
+            with pytest.raises(IndexError):
+                mllm(changed, encoder_inputs=inputs)
+
+
+def test_transforms_and_traces_of_torch_are_not_looked_into(mllm):
+    """Gradients as a function, fake tensors and functionalisation hold no values to compare."""
+    from torch._subclasses import FakeTensorMode
+
+    ids, inputs = located(mllm)
+    weights = dict(mllm.named_parameters())
+
+    def loss(weights, ids):
+        return torch.func.functional_call(mllm, weights, (ids,), {"encoder_inputs": inputs, "labels": ids % 100}).loss
+
+    mllm(ids, labels=ids % 100, encoder_inputs=inputs).loss.backward()
+    gradients = torch.func.grad(loss)(weights, ids)
+    name = "vision_encoder.projector.projection.weight"
+    torch.testing.assert_close(gradients[name], weights[name].grad)
+    with torch.no_grad():
+        assert torch.allclose(torch.func.functionalize(loss)(weights, ids), loss(weights, ids))
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        assert loss(weights, ids).shape == ()
+
+
+@pytest.mark.parametrize("index", [-1, -997, 10**6])
+def test_positions_outside_of_the_batch_are_refused(mllm, index):
+    """Before the beginning as after the end."""
+    ids, inputs = located(mllm)
+    inputs["vision"]["positions"][0] = index
+    with pytest.raises(InputError, match=r"positions point outside the \(2, 60\) batch"):
+        mllm(ids, encoder_inputs=inputs)
+
+
 def test_arguments_of_the_wrong_shape_or_kind(mllm):
     """Lists in place of dictionaries, and ids without a batch dimension, are named."""
     with pytest.raises(TypeError, match="encoder_inputs= must be a dictionary of dictionaries"):
