@@ -5,14 +5,14 @@ before, so that a plugin's own module stays light (no torch). The functions behi
 
 ==========================  ==========================================================================================
 ``EncoderSpec.num_tokens``  ``(config, encoder_inputs) -> list[int]``, one count per media item, host arithmetic only
-``EncoderSpec.dummy_inputs``  ``(config) -> dict[str, Tensor]``, the smallest valid inputs: one media item
+``EncoderSpec.dummy_inputs``  ``(config) -> encoder_inputs``, the smallest valid ones: one media item
 ``EncoderSpec.hidden_size``  ``(config) -> int``
 ``EncoderSpec.prefix_tokens``  ``(config) -> int``
 ``EncoderSpec.build``       ``(config: dict) -> nn.Module``
 ``ProjectorSpec.build``     ``(config: MultimodalProjectorConfig) -> nn.Module``
 ``ProjectorSpec.num_tokens``  ``(config: MultimodalProjectorConfig, counts: list[int]) -> list[int]``
 ``ProjectorSpec.dummy_inputs``  ``(config: MultimodalProjectorConfig, encoder_inputs, count) -> encoder_inputs``
-``ProcessorSpec.build``     ``(context: EncoderContext, **callback_options) -> image processor or feature extractor``
+``ProcessorSpec.build``     ``(context: EncoderContext, **callback_options) -> processor``
 ``ProcessorSpec.wrap``      ``(context: EncoderContext, processor, **callback_options) -> processor``
 ``ProcessorSpec.prepare``   ``(item) -> item``, raises :class:`~cornstarch_core.errors.MediaError`
 ``CallbackSpec.build``      ``(context: EncoderContext, **callback_options) -> ModalCallbacks``
@@ -20,6 +20,10 @@ before, so that a plugin's own module stays light (no torch). The functions behi
 ``CheckpointSpec.load_processor``  ``(folder, **from_pretrained_kwargs) -> dict``, arguments of ``MultimodalProcessor``
 ``CheckpointSpec.export``   ``(model, processor or None) -> (PreTrainedModel, ProcessorMixin or None)``
 ==========================  ==========================================================================================
+
+``encoder_inputs`` are a dictionary by :attr:`EncoderSpec.input_names`: tensors, lists of tensors, or plain numbers that
+stay on the host. A processor is called with all items of a batch, as ``prepare`` left them:
+``processor(items, return_tensors="pt") -> encoder_inputs``.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ class EncoderSpec:
         name: short name, unique within the plugin, for example ``"clip"``.
         modality: what it encodes, for example ``"vision"``.
         classes: the classes it describes, as ``"package.module:Class"``; a subclass of one matches too.
-        input_names: the tensors its ``forward`` takes, the main one first.
+        input_names: the arguments its ``forward`` takes; the first one is what messages ask for.
         num_tokens: target of the count function.
         dummy_inputs: target of the function that makes the smallest valid inputs.
         hidden_size: target of the function that tells the feature width; default: ``config.hidden_size``.

@@ -80,7 +80,7 @@ def test_it_is_found_and_registers_what_it_says(names, tmp_path):
     with isolated(tmp_path):
         sys.path.insert(0, str(project / "src"))
         assert [(info.id, info.state) for info in registry().plugins()] == [(names.id, "available")]
-        spec = registry().lookup("encoders", f"{names.id}/{names.modality}_patches").spec
+        spec = registry().lookup("encoders", f"{names.id}/{names.modality}").spec
         assert spec.modality == names.modality
         assert spec.classes == (f"{names.package}.encoder:{names.prefix}Encoder",)
         assert registry().lookup("processors", spec.processor).plugin == names.id

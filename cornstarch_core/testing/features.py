@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 
-from .._hf import embedding_shape
+from .._hf import embedding_shape, unwrap
 from ..errors import CornstarchError
 from ..merge import flatten, item_lengths
 from ..plugins import registry
@@ -46,10 +47,10 @@ class FeatureChecks(EncoderSubject):
         try:
             self.composed  # noqa: B018 - makes it
         except Exception as error:
-            fail(
-                f"{self.name}: no model with its processor can be composed: {say(error)}.",
-                "Look at the targets that are called for it: hidden_size, prefix_tokens and build of the specs.",
-            )
+            fix = "Look at the targets that are called for it: hidden_size, prefix_tokens and build of the specs."
+            if getattr(module, "config", None) is None:
+                fix = f"Keep in {type(module).__name__}.config what they read: they get it, and it is None now."
+            fail(f"{self.name}: no model with its processor can be composed: {say(error)}.", fix)
 
     @promise(DESCRIBED)
     def test_features_are_as_wide_as_it_says(self) -> None:
@@ -68,9 +69,10 @@ class FeatureChecks(EncoderSubject):
             hook.remove()
         if not entering:
             fail(
-                f"{self.name}: {self.module_name} can't be run on what the processor makes, {_shown(inputs)}: "
-                f"{problem}.",
-                "Let ProcessorSpec.build return something that makes EncoderSpec.input_names "
+                f"{self.name}: {self.module_name} can't be run on what the processor makes, "
+                f"{_shown(inputs) or 'nothing of what EncoderSpec.input_names has'}: {problem}.",
+                self._names_advice()
+                or "Let ProcessorSpec.build return something that makes EncoderSpec.input_names "
                 f"({', '.join(encoder.input_names)}) as forward takes them.",
             )
         self._check_width("enter the projector", entering[0], encoder.feature_size, self._width_source)
@@ -78,6 +80,21 @@ class FeatureChecks(EncoderSubject):
             fail(f"{self.name}: features can't be projected: {problem}.", "Look at what ProjectorSpec.build returns.")
         _, width = embedding_shape(self.composed.model.language_model)
         self._check_width("leave it for the language model", leaving, width, "what ProjectorSpec.build returns")
+
+    def _names_advice(self) -> str:
+        """What to do if the spec names other inputs than ``forward`` has arguments."""
+        arguments = inspect.signature(unwrap(self.composed.encoder.module).forward).parameters.values()
+        names = self.provided.spec.input_names
+        single = [one for one in arguments if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+        forgotten = [one.name for one in single if one.default is one.empty and one.name not in names]
+        takes_all = any(one.kind == one.VAR_KEYWORD for one in arguments)
+        unknown = [] if takes_all else [name for name in names if name not in {one.name for one in single}]
+        if not (forgotten or unknown):
+            return ""
+        return (
+            f"Name in EncoderSpec.input_names what {self.module_name}.forward takes, "
+            f"{', '.join(one.name for one in single)}; it has {', '.join(names)}."
+        )
 
     @property
     def _width_source(self) -> str:
@@ -106,9 +123,19 @@ class FeatureChecks(EncoderSubject):
         """For random batches: what is counted from the inputs alone is what comes out, item by item."""
         for seed in range(self.rounds):
             inputs, counts = self.prepare(self.items(seed, least=1 + seed % 3))
+            self._check_kind(self.composed.encoder.counter(dict(inputs)))
             with torch.no_grad():
                 features = self.composed.encoder(**inputs)[0]
             self._check_counts(f"batch {seed} of make_items", features, counts)
+
+    def _check_kind(self, counted: Any) -> None:
+        wrong = counted if not isinstance(counted, list) else next((one for one in counted if type(one) is not int), 0)
+        if type(wrong) is not int:
+            fail(
+                f"{self.name}: counts are not a list of int; a {type(wrong).__name__} was found.",
+                f"Let {self.counting} return plain numbers, from shapes and lengths: of a tensor they would have to be "
+                "fetched from the device.",
+            )
 
     def _check_counts(self, where: str, features: Any, counts: list[int]) -> None:
         fix = (
@@ -154,7 +181,7 @@ class FeatureChecks(EncoderSubject):
     @promise(COUNTS)
     def test_features_do_not_depend_on_the_rest_of_the_batch(self) -> None:
         """An item's features are the same alone and among others, up to ``tolerance``."""
-        for seed in range(min(self.rounds, 3)):
+        for seed in range(self.rounds):
             items = self.items(100 + seed, least=3)
             together = self.features(items)
             for index, item in enumerate(items):

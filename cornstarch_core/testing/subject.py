@@ -113,8 +113,14 @@ class EncoderSubject(Promises):
     def features(self, items: list[Any]) -> list[torch.Tensor]:
         """Projected features of each item, ``(tokens, D)``, without gradients."""
         inputs, counts = self.prepare(items)
-        with torch.no_grad():
-            return list(self.composed.features(inputs).split(counts))
+        try:
+            with torch.no_grad():
+                return list(self.composed.features(inputs).split(counts))
+        except Exception as error:
+            fail(
+                f"{self.name}: {self.module_name} can't be run on {len(items)} items of make_items: {say(error)}.",
+                "Let forward take whatever the processor makes of such items, also of a single one.",
+            )
 
     # --- how it is called ---------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING
 
 from cornstarch_core.plugins import reset_registry
 from cornstarch_core.testing import EncoderConformance, PluginConformance
+from cornstarch_core.testing.composed import Composed
 from cornstarch_core.testing.package import ask
 
 ALL = {**BROKEN, **FURTHER}
@@ -130,6 +131,19 @@ def test_a_plugin_that_is_not_there_fails_one_check_of_each_class(name, message,
     assert list(failed_too) == ["test_its_spec_describes_the_module"]
     assert f"no encoder for 'cornstarch-toy-{name}/toy'" in failed_too["test_its_spec_describes_the_module"]
     assert len(skipped_too) == len([name for name in dir(encoder) if name.startswith("test_")]) - 1
+
+
+def test_items_that_cannot_be_run_fail_with_advice(only, monkeypatch):
+    """As where a module takes some batches and not others: what was raised, where, and what to do."""
+    only("sound")
+    _, encoder = checks_of("sound")
+    monkeypatch.setattr(Composed, "features", lambda composed, inputs: inputs["series"][99])
+    with pytest.raises(pytest.fail.Exception) as failure:
+        encoder().test_features_do_not_depend_on_the_rest_of_the_batch()
+    assert re.search(
+        r"ToyEncoder can't be run on \d+ items of make_items: IndexError: .*\n  fix: .*also of a single one.",
+        str(failure.value),
+    )
 
 
 def test_no_other_toy_changes_auto_mappings(only):

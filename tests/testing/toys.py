@@ -294,9 +294,36 @@ FURTHER = {
     ),
     "signature": Broken(
         "test_features_are_as_wide_as_it_says",
-        r"ToyEncoder can't be run on what the processor makes, series \(list\): TypeError.*\n  fix: .*EncoderSpec.input_names",
+        r"ToyEncoder can't be run on what the processor makes, series \(list\): TypeError.*\n"
+        r"  fix: Name in EncoderSpec.input_names what ToyEncoder.forward takes, values, series; it has series.",
         "def forward(self, series):",
         "def forward(self, values, series=()):",
+    ),
+    "renamed": Broken(
+        "test_features_are_as_wide_as_it_says",
+        r"the processor makes, nothing of what EncoderSpec.input_names has: InputError: .*\n"
+        r"  fix: Name in EncoderSpec.input_names what ToyEncoder.forward takes, series; it has signals.",
+        'input_names=("series",)',
+        'input_names=("signals",)',
+    ),
+    "attributes": Broken(
+        "test_features_are_as_wide_as_it_says",
+        r"can't be run on what the processor makes, series \(list\): TypeError: .*\n"
+        r"  fix: Let ProcessorSpec.build return something that makes EncoderSpec.input_names \(series\) as forward",
+        "cut = [one[:",
+        "cut = [one.values[:",
+    ),
+    "configless": Broken(
+        "test_its_spec_describes_the_module",
+        r"can be composed: TypeError: 'NoneType' object is not subscriptable.*\n  fix: Keep in ToyEncoder.config what they",
+        "        self.config = config\n",
+        "        self.settings = config\n",
+    ),
+    "tensors": Broken(
+        "test_features_are_as_many_as_were_counted",
+        r"counts are not a list of int; a Tensor was found.\n  fix: Let EncoderSpec.num_tokens \(.*\) return plain numbers",
+        'return [len(one) // config["patch"] for',
+        'return [torch.tensor(len(one) // config["patch"]) for',
     ),
     "deep": Broken(
         "test_features_are_as_wide_as_it_says",
