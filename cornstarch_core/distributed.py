@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import FSDPModule
 
 from .encoder import ModalEncoderModule
@@ -29,22 +28,33 @@ def check_plugins() -> None:
     """Hold the plugins of this rank against those of the rank that composed a model first.
 
     This is no collective: the ranks meet in the store by which the process group was made, so one may compose a model
-    that others don't.
+    that others don't. Where that store does not answer, as when the rank that keeps it has ended, nothing is compared.
 
     Raises:
         PluginError: they differ, in what is there or in versions.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    if distributed.get_world_size() == 1 or distributed.get_backend() in ("fake", "mpi"):  # those have no store
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return
     mine: dict[str, Any] = {"rank": distributed.get_rank(), "plugins": registry().fingerprint()}
-    theirs = json.loads(_get_default_store().compare_set(_FIRST, "", json.dumps(mine)))
+    theirs = _first(mine)
     if differences := list(_differences(mine["plugins"], theirs["plugins"], f"rank {theirs['rank']}")):
         raise PluginError(
             f"rank {mine['rank']} has other plugins than rank {theirs['rank']}: {'; '.join(differences)}. "
             "Install the same on all of them, or leave out what differs with CORNSTARCH_DISABLE_PLUGINS."
         )
+
+
+def _first(mine: dict[str, Any]) -> dict[str, Any]:
+    """What the rank left that composed first; ``mine`` if this one is it, or nobody can tell."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    store = _get_default_store()
+    if store is None:  # of MPI
+        return mine
+    try:
+        return json.loads(store.compare_set(_FIRST, "", json.dumps(mine)))
+    except RuntimeError:
+        return mine
 
 
 def _differences(mine: Mapping[str, str], theirs: Mapping[str, str], there: str) -> Iterator[str]:

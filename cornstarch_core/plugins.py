@@ -225,7 +225,8 @@ class PluginRegistry:
         # pluggy would call the plugin first that was registered last
         for impl in sorted(impls, key=lambda impl: impl.trylast - impl.tryfirst):
             try:
-                impl.function(*(available[name] for name in impl.argnames))
+                optional = {name: available[name] for name in impl.kwargnames if name in available}
+                impl.function(*(available[name] for name in impl.argnames), **optional)
             except (Exception, SystemExit) as error:
                 raise PluginError(f"{impl.plugin_name}: cornstarch_model_composed failed: {_say(error)}") from error
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from cornstarch_core import MultimodalModel, MultimodalProcessor, errors, hookspecs, specs
 from cornstarch_core.plugins import registry
 from cornstarch_core.runtime import discovery, doctor
+from cornstarch_core.training import load_trained
 
 HOOKS = {
     "cornstarch_model_composed": ["model"],
@@ -111,18 +112,46 @@ def test_names_that_users_write_down_stay():
     assert all(entry.keys() >= LISTED for entry in json.loads(out))
 
 
-def test_a_model_that_was_saved_by_the_first_version_comes_back():
-    """With its processor, its adapters and the callback of a plugin; the logits are those of then."""
-    data = Path(__file__).parent / "data"
-    spec = util.spec_from_file_location("saved", data / "saved.py")
-    saved = util.module_from_spec(spec)
-    spec.loader.exec_module(saved)
+@pytest.fixture(scope="module")
+def saved():
+    """What lies in ``tests/data``: see there."""
+    spec = util.spec_from_file_location("saved", Path(__file__).parent / "data" / "saved.py")
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.FOLDER.exists(), "a new minor version begins: run tests/data/saved.py once, and remove the old folder"
+    return module
+
+
+def test_public_names_keep_their_arguments(saved):
+    """Arguments may be added; so may errors and targets. An error keeps what it can be caught as."""
+    then, now = json.loads((saved.FOLDER / "public.json").read_text()), saved.public()
+    for name, arguments in then["arguments"].items():
+        assert name in now["arguments"]
+        assert set(arguments) <= set(now["arguments"][name]), name
+    for name, bases in then["errors"].items():
+        assert set(bases) <= set(now["errors"][name]), name
+    assert then["targets"].items() <= now["targets"].items()
+
+
+def test_a_model_that_was_saved_by_this_minor_version_comes_back(saved):
+    """With its processor, its adapters and the callback of a plugin; and what was trained of it, onto its base."""
     model = MultimodalModel.from_pretrained(saved.FOLDER).eval()
     processor = MultimodalProcessor.from_pretrained(saved.FOLDER)
-    with torch.no_grad():
-        logits = model(**processor(text=saved.TEXT, images=saved.images(), padding=True)).logits
     expected = load_file(saved.FOLDER / "expected.safetensors")["logits"]
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)  # sums are rounded as the processor likes
+
+    def check() -> None:
+        with torch.no_grad():
+            logits = model(**processor(text=saved.TEXT, images=saved.images(), padding=True)).logits
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)  # sums are rounded as the processor likes
+
+    check()
+    trained = load_file(saved.FOLDER / "trained" / "trained.safetensors")
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in trained:
+            weights[name].zero_()
+    load_trained(model, saved.FOLDER / "trained")
+    check()
 
 
 # --- hooks that change ------------------------------------------------------------------------------------------------
@@ -154,8 +183,8 @@ def test_an_argument_that_the_hook_does_not_have_is_refused_by_name(site, monkey
 
 
 def test_a_plugin_for_several_versions_gives_an_argument_a_default(site):
-    """It is then not asked of a core that does not have it, and the default holds."""
-    write_plugin(site, "fake-a", hook("model_composed", "model.append(trainer)", "model, trainer='none yet'"))
+    """It gets what the core has; of what the core does not have the default holds."""
+    write_plugin(site, "fake-a", hook("model_composed", "model.append(trainer)", "model=None, trainer='none yet'"))
     model: list[str] = []
     registry().model_composed(model)
     assert model == ["none yet"]

@@ -196,9 +196,9 @@ def _activate(plugin: str, tell: Callable[..., None]) -> bool:
         warnings.simplefilter("always")
         registry().activate()
     tell(import_seconds=time.perf_counter() - started)
-    for text in (str(warning.message) for warning in caught):
-        if text.startswith("cornstarch_"):  # a hook, or an argument of one, that is going to go
-            tell(warning=text)
+    for warning in caught:  # of a hook, or of an argument of one, that is going to go
+        if issubclass(warning.category, DeprecationWarning) and _is_own(warning.filename, info.entry_point):
+            tell(warning=str(warning.message))
     for name in _HEAVY:
         if name in sys.modules and name not in before:
             tell(warning=f"importing {info.entry_point} imports {name}; name heavy things in the specs instead")
@@ -206,6 +206,13 @@ def _activate(plugin: str, tell: Callable[..., None]) -> bool:
     if info.state != "active":
         tell(problem=info.reason, details=_tail(registry().traceback(plugin)))
     return info.state == "active"
+
+
+def _is_own(file: str, entry_point: str) -> bool:
+    """Whether a file is one of the plugin's package, and not of what that imports."""
+    home = getattr(sys.modules.get(entry_point.partition(".")[0]), "__file__", None) or ""
+    folder, name = os.path.split(home)
+    return file == home if name != "__init__.py" else file.startswith(folder + os.sep)
 
 
 def _offers(plugin: str) -> Iterator[Provided]:

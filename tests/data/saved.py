@@ -1,10 +1,15 @@
-"""Make the folder saved-0.1, which was done once, with version 0.1: python tests/data/saved.py.
+"""What a minor version promises, as files: python tests/data/saved.py, once, when that version begins.
 
-Later versions must read it as it is; never make it again to let a test pass.
+A model, what was trained of one, and the public names with their arguments. All versions of the same minor number must
+read the first two as they are, and keep the third; never make them again to let a test pass.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -18,9 +23,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from cornstarch_core import ModalEncoderModule, MultimodalModel, MultimodalProcessor
+import cornstarch_core
+from cornstarch_core import ModalEncoderModule, MultimodalModel, MultimodalProcessor, errors, specs
+from cornstarch_core.training import save_trained
 
-FOLDER = Path(__file__).parent / "saved-0.1"
+MINOR = ".".join(cornstarch_core.__version__.split(".")[:2])
+FOLDER = Path(__file__).parent / f"saved-{MINOR}"
+MODULES = ("cornstarch_core", "cornstarch_core.training", "cornstarch_core.families", "cornstarch_core.testing")
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
 TEXT = ["What is in <vision> and <vision>?", "A dog."]
 
@@ -49,6 +58,39 @@ def main() -> None:
     model.save_pretrained(FOLDER)
     processor.save_pretrained(FOLDER)
     save_file({"logits": logits}, FOLDER / "expected.safetensors")
+    save_trained(model, FOLDER / "trained")
+    (FOLDER / "public.json").write_text(json.dumps(public(), indent=1) + "\n")
+
+
+def public() -> dict[str, dict]:
+    """What code elsewhere may count on: names with their arguments, bases of errors, and signatures behind targets."""
+    names = [("cornstarch_core.checkpoint", "export_pretrained")]
+    names += [(module, name) for module in MODULES for name in importlib.import_module(module).__all__]
+    found = {f"{module}.{name}": getattr(importlib.import_module(module), name) for module, name in names}
+    return {
+        "arguments": {name: _arguments(value) for name, value in found.items()},
+        "errors": {name: sorted(base.__name__ for base in getattr(errors, name).__mro__) for name in errors.__all__},
+        "targets": dict(re.findall(r"^``(\w+Spec\.\w+)``\s+``([^`]+)``", specs.__doc__ or "", re.MULTILINE)),
+    }
+
+
+def _arguments(value: object) -> list[str]:
+    methods = {"": value} if not inspect.isclass(value) else {"": value, **_methods(value)}
+    return sorted(
+        f"{method}({name})"
+        for method, function in methods.items()
+        if callable(function)
+        for name in inspect.signature(function).parameters
+        if name not in ("self", "cls", "args", "kwargs")
+    )
+
+
+def _methods(cls: type) -> dict[str, object]:
+    return {
+        name: getattr(cls, name)
+        for name, value in vars(cls).items()
+        if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, (classmethod, staticmethod)))
+    }
 
 
 if __name__ == "__main__":

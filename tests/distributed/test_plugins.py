@@ -49,10 +49,14 @@ def run_ranks(folder: Path, *paths: list[str]) -> list[str]:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands
     ]
     said = []
-    for process in processes:
-        out, error = process.communicate(timeout=240)
-        assert process.returncode == 0, error
-        said.append(out.strip())
+    try:
+        for process in processes:
+            out, error = process.communicate(timeout=240)
+            assert process.returncode == 0, error
+            said.append(out.strip())
+    finally:
+        for process in processes:
+            process.kill()
     return said
 
 
@@ -70,6 +74,18 @@ def test_ranks_with_other_plugins_are_told_which(tmp_path):
         "fake-only-1 0.1.0 is not active on rank 0. "
         "Install the same on all of them, or leave out what differs with CORNSTARCH_DISABLE_PLUGINS."
     )
+
+
+def test_a_store_that_does_not_answer_is_no_reason_to_stop(monkeypatch):
+    """As when the rank that keeps it has ended; and some backends have none."""
+    from torch.distributed import Store, distributed_c10d
+
+    monkeypatch.setattr(distributed.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed.distributed, "get_rank", lambda: 1)
+    for store in (None, Store()):
+        monkeypatch.setattr(distributed_c10d, "_get_default_store", lambda store=store: store)
+        check_plugins()
 
 
 def test_one_process_has_nobody_to_differ_from(monkeypatch):
