@@ -216,6 +216,21 @@ def test_the_doctor_tells_of_a_deprecated_argument(site, monkeypatch):
     assert not any("problem" in event for event in told)
 
 
+def test_the_doctor_does_not_blame_a_plugin_for_another(site, monkeypatch):
+    """Activated together, since one depends on the other, each answers for its own functions."""
+    write_plugin(site, "fake-a", hook("model_composed", "pass", "model"))
+    write_plugin(site, "fake-b", "import fake_a\n", requires=["cornstarch-core>=0.1,<0.2", "fake-a"])
+    later(
+        monkeypatch,
+        "cornstarch_model_composed",
+        lambda model: None,
+        warn_on_impl=DeprecationWarning("cornstarch_model_composed is deprecated"),
+    )
+    told: list[dict] = []
+    assert doctor._activate("fake-b", lambda **event: told.append(event))
+    assert not any("warning" in event for event in told)
+
+
 def test_a_hook_that_went_is_refused_unless_it_is_optional(site):
     """``optionalhook=True`` keeps a plugin alive under versions with the hook and without it."""
     write_plugin(site, "fake-a", hook("register_robots", "return []"))
