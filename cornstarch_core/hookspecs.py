@@ -177,5 +177,6 @@ def cornstarch_model_composed(model: MultimodalModel) -> None:
         >>> @hookimpl
         ... def cornstarch_model_composed(model):
         ...     for encoder in model.encoders.values():
-        ...         encoder.module.register_forward_hook(lambda module, inputs, output: print(type(module).__name__))
+        ...         if encoder.module is not None:  # as for ready-made embeddings
+        ...             encoder.module.register_forward_hook(lambda module, *_: print(type(module).__name__))
     """

@@ -174,6 +174,12 @@ class MultimodalModel(CompositeModel):
         For those who compute a loss without the logits of all tokens, as TRL's ``SFTTrainer`` does through
         ``base_model``.
 
+        Args:
+            input_ids: ``(B, S)`` int64, as in :meth:`forward`.
+            inputs_embeds: ``(B, S, D)``, in place of ``input_ids``.
+            encoder_inputs: one dictionary of inputs a modality.
+            **kwargs: likewise.
+
         Returns:
             The output of the language model's body, with ``last_hidden_state``, ``(B, S, D)``.
 
@@ -213,6 +219,13 @@ class MultimodalModel(CompositeModel):
 
         Media are encoded once. They are given as to :meth:`forward`; everything else in ``kwargs`` goes to the language
         model's ``generate``.
+
+        Args:
+            inputs: another spelling of ``input_ids``.
+            input_ids: ``(B, S)`` int64, the prompts, with one placeholder token a feature.
+            inputs_embeds: ``(B, S, D)``, in place of ``input_ids``; then every modality needs ``positions``.
+            encoder_inputs: one dictionary of inputs a modality.
+            **kwargs: ``attention_mask``, ``max_new_tokens`` and the like; or an encoder's inputs by their bare names.
 
         Returns:
             What the language model's ``generate`` returns; the prompt is part of it, as ever.
@@ -379,6 +392,9 @@ class MultimodalModel(CompositeModel):
 
     def set_modality_token_ids(self, token_ids: Mapping[str, int]) -> None:
         """Tell the placeholder token's id of each modality; kept in the config. It may lie outside the vocabulary.
+
+        Args:
+            token_ids: id by modality key; what is not named stays as it is.
 
         Raises:
             ValueError: a key is unknown, or two modalities would share an id.

@@ -72,8 +72,18 @@ def blocks(text: str) -> list[Block]:
 
 
 def prose(text: str) -> str:
-    """A page without its code."""
-    return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    """A page without its code and its comments, neither of which a reader sees as text."""
+    kept: list[str] = []
+    opened = ""
+    for line in text.splitlines(keepends=True):
+        fence = _FENCE.match(line.rstrip("\n"))
+        if not opened and fence:
+            opened = fence[2]
+        elif opened and fence and fence[2] == opened and not fence[3].strip():
+            opened = ""
+        elif not opened:
+            kept.append(line)
+    return re.sub(r"<!--.*?-->", "", "".join(kept), flags=re.DOTALL)
 
 
 def anchors(text: str) -> set[str]:
@@ -84,7 +94,7 @@ def anchors(text: str) -> set[str]:
 
 def entries(text: str) -> list[str]:
     """What a page shows the docstring of: ``::: package.module.name``."""
-    return re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    return re.findall(r"^::: (\S+)$", prose(text), re.MULTILINE)
 
 
 def rows(text: str, heading: str) -> dict[str, list[str]]:

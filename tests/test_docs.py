@@ -1,7 +1,8 @@
 """The documentation is true: its links lead somewhere, and every block of Python in it runs.
 
 A block titled "needs a hub" runs on small models that lie where the hub's would be, one titled "needs several ranks" with a
-single one, and one titled with the name of a file is that file of a plugin. Whether the documentation is complete is a matter
+single one, and one titled with the name of a file is that file of a plugin. A text right below a block that prints is what it
+prints, and messages of errors are raised by a block of their page, unless their title is "shown, not raised here". Whether the documentation is complete is a matter
 of test_docs_complete.py.
 """
 
@@ -10,9 +11,13 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import io
 import re
 import socket
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,6 +32,14 @@ LANGUAGES = {"console", "diff", "json", "markdown", "python", "text", "toml", "y
 
 NEEDS = re.compile(r"needs (a hub( and a GPU)?|several ranks)")
 FILE = re.compile(r"[\w./-]+\.\w+")
+NOT_RAISED = "shown, not raised here"
+"""The title of a block of messages that no block of its page raises."""
+
+PYTHON = re.compile(r"^(import \w|from [\w.]+ import |assert )", re.MULTILINE)
+"""What only stands in Python: such a block would have to run, so it has to be called Python."""
+
+OF_THE_ENVIRONMENT = DOCS / "compatibility.md"
+"""The page that prints which plugins are installed."""
 
 BY_HAND = DOCS / "how-to" / "plugin-by-hand.md"
 WITH_FILES = [BY_HAND, DOCS / "how-to" / "test-a-plugin.md", DOCS / "tutorials" / "write-a-plugin.md"]
@@ -43,9 +56,11 @@ def block_problems(text: str) -> list[str]:
         where = f"line {block.line}"
         if block.language not in LANGUAGES:
             problems.append(f"{where}: the language is {block.language!r}, not one of {', '.join(sorted(LANGUAGES))}")
-        is_need = block.language == "python" and NEEDS.fullmatch(block.title)
-        if block.title and not is_need and not FILE.fullmatch(block.title):
+        means = NEEDS.fullmatch(block.title) if block.language == "python" else block.title == NOT_RAISED
+        if block.title and not means and not FILE.fullmatch(block.title):
             problems.append(f"{where}: {block.title!r} is neither a file nor what a block can need")
+        if block.language != "python" and PYTHON.search(block.code):
+            problems.append(f"{where}: this is Python, which would not be run as {block.language!r}")
     return problems
 
 
@@ -85,13 +100,20 @@ def test_internal_links_resolve(page):
         ("a\n\n```py\nx\n```\n", "line 3: the language is 'py'"),
         ('```python title="needs a nap"\nx\n```\n', "line 1: 'needs a nap' is neither"),
         ('- a\n\n  ```text title="needs a hub"\n  x\n  ```\n', "line 3: 'needs a hub' is neither"),
+        ('```python title="shown, not raised here"\nx\n```\n', "line 1: 'shown, not raised here' is neither"),
+        ("```console\nimport torch\n```\n", "line 1: this is Python, which would not be run as 'console'"),
+        ("```text\nx = 1\nassert x\n```\n", "line 1: this is Python, which would not be run as 'text'"),
+        ("```text\nfrom a.b import c\n```\n", "line 1: this is Python, which would not be run as 'text'"),
     ],
 )
 def test_a_block_that_would_not_be_run_is_seen(text, problem):
-    """Without a language, with another name of Python's, with a title that is misspelt, in a list."""
+    """Without a language, with another name of Python's, with a title that is misspelt, in a list, called something else."""
     (found,) = block_problems(text)
     assert found.startswith(problem)
-    assert block_problems('```python title="needs a hub"\nx\n```\n\n```toml title="a/b.toml"\n```\n') == []
+    fine = (
+        '```python title="needs a hub"\nx\n```\n\n```toml title="a/b.toml"\n```\n\n```text\nfrom one to the next\n```\n'
+    )
+    assert block_problems(fine) == []
 
 
 @pytest.mark.parametrize(
@@ -207,11 +229,94 @@ def runnable(page: Path) -> list[Block]:
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name_of)
 @pytest.mark.usefixtures("hub", "installed", "rank")
 def test_every_example_of_a_page_runs(page):
-    """In one namespace, from top to bottom; offline, and on small models where it needs a hub."""
+    """In one namespace, from top to bottom; offline, on small models where it needs a hub. It prints and raises what is shown."""
+    printed, raised = run(page)
+    if page != OF_THE_ENVIRONMENT:
+        assert print_problems(read(page), printed) == []
+    assert message_problems(read(page), raised) == []
+
+
+def run(page: Path) -> tuple[dict[int, str], list[str]]:
+    """Run the blocks of a page: what each prints, by its line, and the messages that the page's own ``said`` told."""
     namespace = {"__name__": "__main__"}
+    printed: dict[int, str] = {}
+    raised: list[str] = []
     for block in runnable(page):
         code = "\n" * block.line + block.code  # so that a traceback tells the line of the page
-        exec(compile(code, str(page), "exec"), namespace)
+        with redirect_stdout(io.StringIO()) as out:
+            exec(compile(code, str(page), "exec"), namespace)
+        printed[block.line] = out.getvalue()
+        if "def said(" in block.code:
+            namespace["said"] = noted(namespace["said"], raised)
+    return printed, raised
+
+
+def noted(said: Callable[[Callable], str], messages: list[str]) -> Callable[[Callable], str]:
+    """A page's helper that tells what a function raises; each message is also put into the list."""
+
+    def telling(function: Callable) -> str:
+        messages.append(said(function))
+        return messages[-1]
+
+    return telling
+
+
+def shown_as(shown: str, real: str, any_fractions: bool = False) -> bool:
+    """Whether a text is as a page shows it, however it is spaced: ``…`` stands for anything, and a fraction for any, if told."""
+    pattern = re.escape(" ".join(shown.split())).replace("…", ".*")
+    if any_fractions:  # losses differ a little between machines
+        pattern = re.sub(r"\d+\\\.\d+(?:e\\?-\d+)?", r"[0-9.e-]+", pattern)
+    return re.fullmatch(pattern, " ".join(real.split())) is not None
+
+
+def message_problems(text: str, raised: list[str]) -> list[str]:
+    """Messages that a page shows as raised, but that none of its blocks raised."""
+    shown = [block.code for block in blocks(text) if block.language == "text" and block.title != NOT_RAISED]
+    messages = [one for code in shown for one in code.split("\n\n") if re.match(r"\w+Error: ", one)]
+    return [one for one in messages if not any(shown_as(one, real) for real in raised)]
+
+
+def print_problems(text: str, printed: dict[int, str]) -> list[str]:
+    """Blocks whose output a page shows right below them, but that printed something else at the end."""
+    problems = []
+    for block, below in pairwise(blocks(text)):
+        follows = below.line == block.line + block.code.count("\n") + 3  # the closing fence, an empty line
+        prints = "print(" in block.code and block.line in printed
+        if follows and prints and below.language == "text" and not below.title:
+            lines = len(below.code.splitlines())
+            real = "\n".join(printed[block.line].splitlines()[-lines:])  # a Trainer's log may stand before
+            if not shown_as(below.code, real, any_fractions=True):
+                problems.append(f"line {below.line} shows\n{below.code}but line {block.line} printed\n{real}")
+    return problems
+
+
+def test_a_message_that_no_block_raises_is_seen():
+    """Whatever its line breaks; what is said not to be raised here is passed over, and so are other texts."""
+    text = "```text\nAError: one,\n… three.\n\nBError: x\n```\n\n```text\nCError of old\n```\n"
+    other = '```text title="shown, not raised here"\nDError: y\n```\n'
+    assert message_problems(text + other, ["AError: one, two, three.", "BError: x"]) == []
+    assert message_problems("```text\nAError: 0.1\n```\n", ["AError: 0.2"]) == ["AError: 0.1\n"]
+    assert message_problems(text, ["AError: one, two, four.", "BError: x, y"]) == [
+        "AError: one,\n… three.",
+        "BError: x\n",
+    ]
+
+
+def test_what_a_page_notes_is_what_its_helper_told():
+    """In the order of the calls, and the page gets it all the same."""
+    messages = []
+    told = noted(lambda function: f"said {function()}", messages)
+    assert [told(lambda: 1), told(lambda: 2)] == messages == ["said 1", "said 2"]
+
+
+def test_an_output_that_is_not_what_is_shown_below_is_seen():
+    """Words and whole numbers have to be the same, fractions need not; what was printed before is passed over."""
+    text = "```python\nprint(x)\n```\n\n```text\nloss 0.5 of 12 …\n```\n\n```text\nnothing\n```\n"
+    assert print_problems(text, {1: "log\nloss 0.25 of 12 steps\n"}) == []
+    assert print_problems(text, {}) == []  # it is a file, and not run
+    for printed in ("", "loss 0.5 of 13 steps\n", "lost 0.5 of 12 steps\n"):
+        (problem,) = print_problems(text, {1: printed})
+        assert problem.startswith("line 5 shows\nloss 0.5 of 12 …\nbut line 1 printed\n")
 
 
 def test_files_are_shown_on_pages_where_somebody_tries_them_out():

@@ -11,11 +11,12 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from pages import DOCS, PLUGINS, ROOT, SOURCES, entries, read, rows
+from pages import DOCS, PLUGINS, ROOT, SOURCES, blocks, entries, read, rows
 
 import cornstarch_core
 from cornstarch_core import cli, errors, hookspecs, specs
@@ -40,8 +41,37 @@ SINGLE = ("cornstarch_core.checkpoint.export_pretrained",)
 ELSEWHERE = {"cornstarch_core.specs.ModalCallbacks": "cornstarch_core.ModalCallbacks"}
 """Public names that stand on the page under another name, which is the same thing."""
 
-INHERITED = ("kwargs",)
+INHERITED = ("args", "kwargs")
 """Arguments that need no description: they are a base class's of transformers."""
+
+IN_PROSE = {
+    "CheckpointFamily.check_media_processor",
+    "CheckpointFamily.export",
+    "CheckpointFamily.options",
+    "CheckpointFamily.processor_arguments",
+    "CheckpointFamily.projection",
+    "CheckpointFamily.projector",
+    "CheckpointFamily.projector_settings",
+    "CheckpointFamily.refusal",
+    "CheckpointFamily.settings",
+    "CompositeModel.set_input_embeddings",
+    "CompositeModel.set_output_embeddings",
+    "ConvDownsampleProjector.forward",
+    "EncoderSubject.compose",
+    "EncoderSubject.features",
+    "EncoderSubject.items",
+    "EncoderSubject.make_items",
+    "EncoderSubject.prepare",
+    "FrameStackProjector.forward",
+    "ModalEncoderModule.context",
+    "MultimodalProcessor.template",
+    "MultimodalProjector.forward",
+    "PixelShuffleProjector.forward",
+    "Promises.holds",
+    "Promises.keep",
+    "ResamplerProjector.forward",
+}
+"""Methods whose docstring tells of their arguments in sentences, or whose arguments are those of transformers or ``forward``."""
 
 
 # --- what has to be there ---------------------------------------------------------------------------------------------
@@ -77,6 +107,19 @@ def arguments(value: Any) -> list[str]:
     return [name for name in inspect.signature(value).parameters if name != "self" and name not in INHERITED]
 
 
+def public_methods() -> dict[str, Any]:
+    """The public methods and properties that classes of ours define, each as ``Class.method``; an inherited one once."""
+    classes = [base for name in public_names() if inspect.isclass(find(name)) for base in find(name).__mro__]
+    found: dict[str, Any] = {}
+    for one in classes:
+        if one.__module__.partition(".")[0] in ("cornstarch_core", *PLUGIN_PACKAGES):
+            for name, value in vars(one).items():
+                is_method = inspect.isfunction(value) or isinstance(value, property | classmethod | staticmethod)
+                if is_method and not name.startswith("_"):
+                    found[f"{one.__name__}.{name}"] = getattr(value, "__func__", value)
+    return found
+
+
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +137,13 @@ def docstring_problems(name: str, text: str | None, needed: Iterable[str], retur
     return problems
 
 
+def method_problems(name: str, method: Any) -> list[str]:
+    """What the docstring of a method lacks; it has to be its own, and not a base class's."""
+    is_function = inspect.isfunction(method) and name not in IN_PROSE
+    needed = [argument for argument in arguments(method) if argument != "cls"] if is_function else []
+    return docstring_problems(name, inspect.cleandoc(method.__doc__ or ""), needed)
+
+
 def hook_problems(page: str, docstrings: dict[str, str | None]) -> list[str]:
     """What is wrong with the page of hooks and the docstrings that it shows: one entry for each hook, and no other."""
     entered = [entry.removeprefix("cornstarch_core.hookspecs.") for entry in entries(page)]
@@ -103,7 +153,17 @@ def hook_problems(page: str, docstrings: dict[str, str | None]) -> list[str]:
     problems += [f"{name} has two entries" for name in set(shown) if shown.count(name) > 1]
     for hook, text in docstrings.items():
         problems += docstring_problems(hook, text, arguments(getattr(hookspecs, hook)), returns=True)
+        first, _, rest = (text or "...").partition("\n")
+        if text and not re.fullmatch(r"[A-Z].*\.", first):
+            problems.append(f"{hook}: its docstring does not begin with a sentence on one line")
+        if text and not re.search(r"\bRuns \w", rest):
+            problems.append(f"{hook}: its docstring does not say when it runs")
     return problems
+
+
+def navigation(text: str) -> list[str]:
+    """The pages that a configuration of mkdocs leads to."""
+    return re.findall(r"^ *- [^#:]+: (\S+\.md)$", text, re.MULTILINE)
 
 
 def hook_docstrings() -> dict[str, str | None]:
@@ -139,37 +199,34 @@ def target_problems(page: str, table: dict[str, str]) -> list[str]:
 
 
 def commands(parser: argparse.ArgumentParser, name: str = "cornstarch") -> Iterator[str]:
-    """Every command, and every option of one."""
+    """Every command with the arguments that it needs; and again with each argument and option that it can do without."""
     nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    others = [action for action in parser._actions if action not in nested and "--help" not in action.option_strings]
+    name = " ".join([name, *(_written(action) for action in others if action.required)])
+    if not nested:
+        yield name
+    yield from (f"{name} {_written(action)}" for action in others if not action.required)
     for action in nested:
         for word, child in action.choices.items():
             yield from commands(child, f"{name} {word}")
-    if not nested:
-        yield name
-    for action in parser._actions:
-        if action.option_strings and "--help" not in action.option_strings:
-            yield f"{name} {action.option_strings[-1]}"
-        elif not action.option_strings and action not in nested:
-            yield f"{name} {action.metavar}"
 
 
-def command_problems(page: str, known: Collection[str]) -> list[str]:
-    """Commands and options that the page's table lacks, and rows with a word that no command has."""
-    lines = list(rows(page, "Command"))
-    problems = []
-    for command in known:
-        *words, last = command.split()
-        if not any(line.split()[: len(words)] == words and last in line.split() for line in lines):
-            problems.append(command)
-    allowed = {word for command in known for word in command.split()} | {"SECONDS", "M", "FOLDER"}
-    return problems + [line for line in lines if not set(line.split()) <= allowed]
+def _written(action: argparse.Action) -> str:
+    """An argument or option as the table has it, with its value."""
+    return " ".join([*action.option_strings[-1:], *([action.metavar] if action.metavar else [])])
 
 
-def error_problems(page: str, names: Collection[str]) -> list[str]:
-    """Errors that the page's table lacks or leaves without remedy, and rows for none."""
-    documented = rows(page, "Error")
-    wrong = [name for name in names if not all(documented.get(name, [""]))]
-    return wrong + [name for name in documented if name not in names]
+def row_problems(page: str, heading: str, known: Iterable[str]) -> list[str]:
+    """What a table lacks, or leaves without a meaning; and rows for what is not there."""
+    documented = rows(page, heading)
+    wrong = [name for name in known if not all(documented.get(name, [""]))]
+    return wrong + [name for name in documented if name not in set(known)]
+
+
+def error_tree(text: str) -> list[str]:
+    """The lines of a tree of errors, each up to the error's name."""
+    tree = "".join(line for line in text.splitlines(keepends=True) if "Error" in line)
+    return re.findall(r"^[│├└─ ]*\w+Error", textwrap.dedent(tree), re.MULTILINE)
 
 
 # --- the documentation ------------------------------------------------------------------------------------------------
@@ -220,6 +277,18 @@ def test_every_public_name_has_a_docstring_that_describes_its_arguments(name):
         assert docstring_problems(name, inspect.getdoc(value), arguments(value)) == []
 
 
+@pytest.mark.parametrize(("name", "method"), public_methods().items(), ids=list(public_methods()))
+def test_every_public_method_has_a_docstring_that_describes_its_arguments(name, method):
+    """Each of them, unless the method is among those that tell of them in sentences."""
+    assert method_problems(name, method) == []
+
+
+def test_methods_that_tell_of_their_arguments_in_sentences_are_there():
+    """None stays on the list that is gone, or takes no arguments."""
+    assert set(public_methods()) >= IN_PROSE
+    assert all(arguments(public_methods()[name]) for name in IN_PROSE)
+
+
 def test_pages_show_names_for_roles_and_code_for_examples():
     """Of no public docstring a page shows the marks that it has for those who read the code."""
     pytest.importorskip("griffe")  # of the extra "docs"
@@ -236,20 +305,21 @@ def test_pages_show_names_for_roles_and_code_for_examples():
 def test_every_environment_variable_is_documented():
     """Those of the code are those in the table."""
     used = {name for file in SOURCES for name in re.findall(r"CORNSTARCH_[A-Z_]+", read(file))}
-    assert used == rows(read(DOCS / "plugins.md"), "Variable").keys()
+    assert row_problems(read(DOCS / "plugins.md"), "Variable", used) == []
 
 
 def test_every_command_and_option_is_documented():
-    """Those of the parser are those in the table, with or without values."""
-    assert command_problems(read(DOCS / "plugins.md"), list(commands(cli._parser()))) == []
+    """Those of the parser are those in the table, each in a row of its own."""
+    assert row_problems(read(DOCS / "plugins.md"), "Command", list(commands(cli._parser()))) == []
 
 
 def test_every_error_is_documented_with_its_remedy():
     """The table has a row for each, in the order of the tree, and says what to do."""
     page = read(DOCS / "errors.md")
-    assert error_problems(page, errors.__all__) == []
-    tree = re.findall(r"\w+Error", errors.__doc__.partition("Each message")[0].replace("LookupError", ""))
-    assert list(rows(page, "Error")) == [name for name in tree if name in errors.__all__]
+    assert row_problems(page, "Error", errors.__all__) == []
+    (tree,) = (block.code for block in blocks(page) if block.language == "text")
+    assert error_tree(tree) == error_tree(errors.__doc__)
+    assert list(rows(page, "Error")) == [line.strip("│├└─ ") for line in error_tree(tree)]
 
 
 def test_the_readme_lists_the_plugins_that_there_are():
@@ -260,8 +330,9 @@ def test_the_readme_lists_the_plugins_that_there_are():
 
 def test_the_navigation_lists_every_page():
     """A page that it lacks would not be found."""
-    listed = re.findall(r": (\S+\.md)$", read(ROOT / "mkdocs.yml"), re.MULTILINE)
-    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+    assert sorted(navigation(read(ROOT / "mkdocs.yml"))) == sorted(
+        page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")
+    )
 
 
 def test_continuous_integration_calls_the_test_command_of_the_readme():
@@ -282,13 +353,18 @@ def without(text: str, line: str) -> str:
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_hook_that_is_taken_off_the_page_or_out_of_the_code_is_seen(hook):
-    """Its entry, its docstring, an argument's description, and what it returns."""
+    """Its entry, its docstring, the sentence that this begins with, when it runs, what it takes and what it returns."""
     page, docstrings = read(DOCS / "hooks.md"), hook_docstrings()
     short = without(page, f"::: cornstarch_core.hookspecs.{hook}\n")
     assert hook_problems(short, docstrings) == [f"{hook} has no entry"]
     assert hook_problems(page, {**docstrings, hook: None}) == [f"{hook} has no docstring"]
     text = docstrings[hook].replace("Returns:", "Gives:")
     assert hook_problems(page, {**docstrings, hook: text}) == [f"{hook}: its docstring does not say what is returned"]
+    text = docstrings[hook].replace("\n", ",\n", 1).replace(".,\n", ",\n", 1)
+    expected = [f"{hook}: its docstring does not begin with a sentence on one line"]
+    assert hook_problems(page, {**docstrings, hook: text}) == expected
+    text = docstrings[hook].replace("Runs", "Is called")
+    assert hook_problems(page, {**docstrings, hook: text}) == [f"{hook}: its docstring does not say when it runs"]
     for argument in arguments(getattr(hookspecs, hook)):
         text = docstrings[hook].replace(f"{argument}: ", "it is ")
         expected = [f"{hook}: its docstring does not describe {argument!r}"]
@@ -301,6 +377,40 @@ def test_a_hook_that_is_not_there_is_seen():
     made_up = f"{page}\n::: cornstarch_core.hookspecs.cornstarch_made_up\n"
     assert hook_problems(made_up, docstrings) == ["cornstarch_made_up has an entry, but there is no such hook"]
     assert wrong_entries(made_up) == ["cornstarch_core.hookspecs.cornstarch_made_up"]
+
+
+@pytest.mark.parametrize("hidden", ["<!--\n{}\n-->\n", "```text\n{}\n```\n", "~~~text\n{}\n~~~\n"])
+def test_an_entry_that_no_reader_sees_is_none(hidden):
+    """In a comment or in a block it shows no docstring."""
+    entry = "::: cornstarch_core.hookspecs.cornstarch_register_encoders"
+    page = read(DOCS / "hooks.md")
+    assert hook_problems(page.replace(entry, hidden.format(entry)), hook_docstrings()) == [
+        "cornstarch_register_encoders has no entry"
+    ]
+
+
+def test_a_method_without_a_docstring_or_with_an_argument_that_it_does_not_describe_is_seen():
+    """Also where a base class has a docstring for it, or where one below it is a property."""
+
+    class Model(cornstarch_core.MultimodalModel):
+        def set_trainable(self, encoders):
+            pass
+
+        def compose(self, parts, more):
+            """Make one.
+
+            Args:
+                parts: of it.
+            """
+
+        kind = property(lambda self: None)
+
+    assert method_problems("Model.set_trainable", Model.set_trainable) == ["Model.set_trainable has no docstring"]
+    assert method_problems("Model.compose", Model.compose) == ["Model.compose: its docstring does not describe 'more'"]
+    assert method_problems("Model.kind", Model.kind) == ["Model.kind has no docstring"]
+    assert {"MultimodalModel.set_trainable", "MultimodalModel.generate", "Provided.qualified_name"} <= set(
+        public_methods()
+    )
 
 
 @pytest.mark.parametrize("name", public_names())
@@ -317,17 +427,63 @@ def test_a_name_that_becomes_public_is_asked_for(monkeypatch):
     assert missing_entries(read(DOCS / "reference.md"), public_names()) == ["cornstarch_core.brand_new"]
 
 
-def test_rows_that_are_taken_out_of_a_table_are_seen():
-    """Of targets, commands and errors; an empty cell is none."""
-    hooks, commands_page, errors_page = (read(DOCS / name) for name in ("hooks.md", "plugins.md", "errors.md"))
+TABLES = [
+    *(("plugins.md", "Command", name) for name in commands(cli._parser())),
+    *(("plugins.md", "Variable", name) for name in ("CORNSTARCH_PLUGINS", "CORNSTARCH_DISABLE_PLUGINS")),
+    *(("errors.md", "Error", name) for name in errors.__all__),
+]
+
+
+@pytest.mark.parametrize(("page", "heading", "name"), TABLES, ids=lambda value: str(value).replace(" ", "_"))
+def test_a_row_that_is_taken_out_of_a_table_or_emptied_is_seen(page, heading, name):
+    """Of each command, variable and error, though a longer row begin with the same words; and one that is not there."""
+    text = read(DOCS / page)
+    known = [known for *where, known in TABLES if where == [page, heading]]
+    assert row_problems(text, heading, known) == []
+    assert row_problems(without(text, f"| `{name}` |"), heading, known) == [name]
+    emptied = re.sub(rf"^(\| `{re.escape(name)}` \|).*$", r"\1  |", text, flags=re.MULTILINE)
+    assert row_problems(emptied, heading, known) == [name]
+    assert row_problems(text, heading, [one for one in known if one != name]) == [name]
+
+
+def test_a_row_of_a_target_that_is_taken_out_is_seen():
+    """The table of the signatures behind the specs."""
     table = dict(re.findall(r"^``(\w+Spec\.\w+)``\s+``([^`]+)``", specs.__doc__, re.MULTILINE))
-    assert target_problems(without(hooks, "| `EncoderSpec.build` |"), table) == ["EncoderSpec.build"]
-    known = list(commands(cli._parser()))
-    short = without(commands_page, "| `cornstarch plugins list --json` |")
-    assert command_problems(short, known) == ["cornstarch plugins list --json"]
-    assert error_problems(without(errors_page, "| `MediaError` |"), errors.__all__) == ["MediaError"]
-    emptied = re.sub(r"(\| `MediaError` \|).*", r"\1  |  |", errors_page)
-    assert error_problems(emptied, errors.__all__) == ["MediaError"]
+    page = without(read(DOCS / "hooks.md"), "| `EncoderSpec.build` |")
+    assert target_problems(page, table) == ["EncoderSpec.build"]
+
+
+def test_commands_are_told_with_what_they_need_and_can_do_without():
+    """An argument that may be left out makes two rows, and so does an option."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--version", action="version", version="1")
+    command = parser.add_subparsers().add_parser("new")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("place", metavar="PLACE", nargs="?")
+    command.add_argument("--kind", metavar="KIND", required=True)
+    command.add_argument("--quiet", action="store_true")
+    needed = "cornstarch new NAME --kind KIND"
+    assert list(commands(parser)) == ["cornstarch --version", needed, f"{needed} PLACE", f"{needed} --quiet"]
+
+
+def test_an_error_that_the_tree_lacks_or_has_elsewhere_is_seen():
+    """The page's tree is compared line by line, without what is said beside the names."""
+    lines = error_tree(errors.__doc__)
+    assert [line.strip("│├└─ ") for line in lines if line.startswith("│")] == [
+        "PluginLoadError",
+        "UnknownNameError",
+        "AmbiguousNameError",
+        "PlaceholderMismatchError",
+        "TruncatedSpanError",
+        "MediaError",
+    ]
+    assert sorted(line.strip("│├└─ ") for line in lines) == sorted(errors.__all__)
+
+
+def test_a_page_that_is_commented_out_of_the_navigation_is_not_in_it():
+    """Nor is one that stands elsewhere in the configuration."""
+    text = "nav:\n  - A: a.md\n  # - B: b.md\n  - C: how-to/c.md\n#  - D: d.md\nextra: e.md\n"
+    assert navigation(text) == ["a.md", "how-to/c.md"]
 
 
 def test_two_tables_of_one_heading_are_refused():

@@ -7,7 +7,7 @@ import re
 import pytest
 from pages import DOCS, blocks, read
 from scaffolded import names_in, new, python
-from smoke.tutorial import steps
+from smoke.tutorial import main, steps
 
 PAGE = read(DOCS / "tutorials" / "write-a-plugin.md")
 MOST = 80
@@ -65,6 +65,27 @@ def test_own_lines_are_those_that_are_written_or_put_in_the_place_of_others():
 def test_a_change_of_lines_that_are_not_there_or_twice_is_refused():
     """The page would tell the reader to change what cannot be found."""
     (change,) = steps('```diff title="a.py"\n-x = 1\n+x = 2\n```\n')
-    for text, times in (("y = 1\n", 0), ("x = 1\nx = 1\n", 2)):
+    for text, times in (("y = 1\n", 0), ("max = 1\n", 0), ("x = 1\nx = 1\n", 2)):
         with pytest.raises(ValueError, match=f"a.py holds these lines {times} times, not once:\nx = 1"):
             change.changed(text)
+    assert change.changed("max = 1\nx = 1\n") == "max = 1\nx = 2\n"
+
+
+@pytest.mark.parametrize("code", ["+x = 2\n", "-x = 1\n+x = 2\n\n+y = 3\n", " z = 0\n-x = 1\n"])
+def test_lines_that_a_change_puts_nowhere_are_refused(code):
+    """The reader would not know where they belong, and they would be counted but not written."""
+    (change,) = steps(f'```diff title="a.py"\n{code}```\n')
+    with pytest.raises(ValueError, match="a.py is to be changed, but these lines stand in the place of no others"):
+        change.changed("x = 1\n")
+
+
+def test_a_page_that_has_its_reader_write_too_much_fails(tmp_path, monkeypatch):
+    """As many lines as the limit are too many."""
+    page = tmp_path / "page.md"
+    page.write_text('```python title="a.py"\nx = 1\n\ny = 2\n```\n')
+    monkeypatch.setattr("sys.argv", ["tutorial.py", str(page), str(tmp_path), "--fewer-than", "3"])
+    main()
+    assert (tmp_path / "a.py").read_text() == "x = 1\n\ny = 2\n"
+    monkeypatch.setattr("sys.argv", ["tutorial.py", str(page), str(tmp_path), "--fewer-than", "2"])
+    with pytest.raises(SystemExit, match="its reader writes 2 lines; there have to be fewer than 2"):
+        main()

@@ -1,7 +1,7 @@
-"""Do to a folder what a page of the documentation says: python tutorial.py PAGE FOLDER [--most LINES].
+"""Do to a folder what a page of the documentation says: python tutorial.py PAGE FOLDER [--fewer-than LINES].
 
 A block titled with the name of a file is that file. One in the language ``diff`` changes it: each run of ``-`` lines, which the
-file must hold once, gives way to the ``+`` lines below it. Both are lines of the reader's own; blank ones are not counted.
+file must hold once as whole lines, gives way to the ``+`` lines below it. Both are lines of the reader's own; blank ones are not counted.
 Needs nothing but Python, so that it can be run in any environment.
 """
 
@@ -42,7 +42,7 @@ class Step:
         """Write the file, or change it.
 
         Raises:
-            ValueError: the lines to change are not there, or more than once.
+            ValueError: the lines to change are not there, or more than once; or it is not said which they are.
         """
         file = folder / self.file
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -51,11 +51,15 @@ class Step:
 
     def changed(self, text: str) -> str:
         """A file's text after the change."""
+        rest = _HUNK.sub("", self.code).strip()
+        if rest:
+            raise ValueError(f"{self.file} is to be changed, but these lines stand in the place of no others:\n{rest}")
         for hunk in _HUNK.finditer(self.code):
             old, new = (re.sub(r"^.", "", lines, flags=re.MULTILINE) for lines in hunk.groups())
-            if text.count(old) != 1:
-                raise ValueError(f"{self.file} holds these lines {text.count(old)} times, not once:\n{old}")
-            text = text.replace(old, new)
+            places = [match.start() for match in re.finditer("^" + re.escape(old), text, re.MULTILINE)]
+            if len(places) != 1:
+                raise ValueError(f"{self.file} holds these lines {len(places)} times, not once:\n{old}")
+            text = text[: places[0]] + new + text[places[0] + len(old) :]
         return text
 
 
@@ -69,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--most", type=int, metavar="LINES", help="fail if the reader writes more")
+    parser.add_argument("--fewer-than", type=int, metavar="LINES", help="fail if the reader writes so many, or more")
     arguments = parser.parse_args()
     taken = steps(arguments.page.read_text(encoding="utf-8"))
     for step in taken:
@@ -77,8 +81,9 @@ def main() -> None:
         print(f"{'changed' if step.is_diff else 'wrote'} {step.file}: {step.own_lines} lines")
     total = sum(step.own_lines for step in taken)
     print(f"{total} lines of one's own")
-    if arguments.most is not None and total > arguments.most:
-        raise SystemExit(f"{arguments.page}: its reader writes {total} lines; {arguments.most} are the most.")
+    limit = arguments.fewer_than
+    if limit is not None and total >= limit:
+        raise SystemExit(f"{arguments.page}: its reader writes {total} lines; there have to be fewer than {limit}.")
 
 
 if __name__ == "__main__":
