@@ -25,7 +25,7 @@ _FIRST = "cornstarch/plugins"  # in the store: the fingerprint of the rank that 
 
 
 def check_plugins() -> None:
-    """Hold the plugins of this rank against those of the rank that composed a model first.
+    """Compare the plugins of this rank with those of the rank that composed a model first.
 
     This is no collective: the ranks meet in the store by which the process group was made, so one may compose a model
     that others don't. Where that store does not answer, as when the rank that keeps it has ended, nothing is compared.

@@ -179,7 +179,7 @@ class PluginRegistry:
         return [info for info in self._activated().infos if info.state != "active"]
 
     def fingerprint(self) -> dict[str, str]:
-        """Tell what this process composes models with, to hold it against another process.
+        """Tell what this process composes models with, to compare it with another process.
 
         Returns:
             The version of ``cornstarch-core`` and of every active plugin, by distribution.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -129,10 +130,10 @@ class FeatureChecks(EncoderSubject):
             self._check_counts(f"batch {seed} of make_items", features, counts)
 
     def _check_kind(self, counted: Any) -> None:
-        wrong = counted if not isinstance(counted, list) else next((one for one in counted if type(one) is not int), 0)
-        if type(wrong) is not int:
+        wrong = [one for one in counted if not isinstance(one, Integral)] if isinstance(counted, list) else [counted]
+        if wrong:
             fail(
-                f"{self.name}: counts are not a list of int; a {type(wrong).__name__} was found.",
+                f"{self.name}: counts are not a list of int; a {type(wrong[0]).__name__} was found.",
                 f"Let {self.counting} return plain numbers, from shapes and lengths: of a tensor they would have to be "
                 "fetched from the device.",
             )

@@ -112,17 +112,26 @@ class Fingerprints(Dataset):
         return registry().fingerprint()
 
 
-def test_spawned_workers_of_a_data_loader_see_the_same_plugins(tmp_path, monkeypatch):
-    """Also what was put onto the path at run time, and what the environment leaves out."""
-    write_plugin(tmp_path / "site", "fake-a", sound("a"))
-    write_plugin(tmp_path / "site", "fake-b", sound("b"))
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setenv("CORNSTARCH_DISABLE_PLUGINS", "fake-b")
-    reset_registry()
-    here = registry().fingerprint()
-    assert here["fake-a"] == "0.1.0"
-    assert "fake-b" not in here
-    loader = DataLoader(Fingerprints(), batch_size=None, num_workers=1, multiprocessing_context="spawn")
-    assert list(loader) == [here]
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """A folder at the front of the path, beside all that is installed; its modules are forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    files = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
+    for name in (name for name, file in files.items() if file.startswith(str(tmp_path))):
+        del sys.modules[name]
     monkeypatch.undo()
     reset_registry()
+
+
+def test_spawned_workers_of_a_data_loader_see_the_same_plugins(beside, monkeypatch):
+    """Also what was put onto the path at run time, and what the environment leaves out."""
+    write_plugin(beside, "spawned-a", sound("a"))
+    write_plugin(beside, "spawned-b", sound("b"))
+    monkeypatch.setenv("CORNSTARCH_DISABLE_PLUGINS", "spawned-b")
+    reset_registry()
+    here = registry().fingerprint()
+    assert here["spawned-a"] == "0.1.0"
+    assert "spawned-b" not in here
+    loader = DataLoader(Fingerprints(), batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    assert list(loader) == [here]
