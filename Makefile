@@ -1,13 +1,13 @@
-# Verbs: demo, demo-anyres, demo-audio, demo-timeseries, demo-finetune, test, check, docs; and test-floor. Each sets itself up in .venv (or .venv-floor) from nothing
-# but python3, and installs again only when a pyproject.toml or a constraints file has changed.
+# Targets: demo, demo-anyres, demo-audio, demo-timeseries, demo-finetune, test, check, docs, test-floor. Each needs only
+# python3: it installs into .venv (or .venv-floor), and again only if a pyproject.toml or a constraints file has changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
-EXAMPLE := examples/cornstarch-timeseries  # a plugin as a stranger would write it
+EXAMPLE := examples/cornstarch-timeseries  # a third-party plugin
 PROJECTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml) examples/cornstarch-timeseries/pyproject.toml
-EDITABLE_PLUGINS := $(patsubst %,-e %,$(PLUGINS:%-audio=%-audio[io]) $(EXAMPLE))  # with what its tests read files by
-# ARGS="-k merge" and the like go to pytest. One thread a worker: two workers with two threads each wait for each other.
+EDITABLE_PLUGINS := $(patsubst %,-e %,$(PLUGINS:%-audio=%-audio[io]) $(EXAMPLE))  # with the libraries that its tests read files with
+# ARGS="-k merge" is passed to pytest. One thread for each worker: two workers with two threads each slow each other down.
 PYTEST := -m pytest -n 2 -q $(ARGS)
 ONE_THREAD := OMP_NUM_THREADS=1
 

@@ -1,9 +1,9 @@
-"""The recipe of examples/finetune_llava.py at a real size: tokens a second, peak memory, and a loss that falls.
+"""Runs examples/finetune_llava.py at a realistic size, and measures tokens per second, peak memory and the loss.
 
-    python benchmarks/finetune_at_size.py              a tower of CLIP-L/336's shape, 1.2 billion parameters of Llama's
-    python benchmarks/finetune_at_size.py --size tiny  to see whether it runs; says nothing about speed
+    python benchmarks/finetune_at_size.py              a CLIP-L/336 and a Llama of 1.2 billion parameters
+    python benchmarks/finetune_at_size.py --size tiny  checks that the script runs; the speed means nothing
 
-Weights are random and data are generated, so nothing is downloaded. Results go to benchmarks/results/.
+Weights are random and data are generated, so nothing is downloaded. The script writes results to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "nu
 
 
 def write(folder: Path, size: str, samples: int) -> None:
-    """Checkpoints with random weights, and pictures of one colour with its name."""
+    """Write checkpoints with random weights, and bright and dark images with a question that each answers."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     tokenizer = make_tokenizer()
@@ -65,7 +65,7 @@ def write(folder: Path, size: str, samples: int) -> None:
 
 
 def train(folder: Path, options: argparse.Namespace, *more: str) -> dict:
-    """The recipe, in a process of its own; what it measured."""
+    """Run the example in a separate process, and return its measurements."""
     paths = {"language-model": "llama", "vision": "clip"}
     paths |= {f"{stage}-data": "data.json" for stage in ("pretrain", "finetune")}
     paths |= {f"{stage}-images": "images" for stage in ("pretrain", "finetune")}
@@ -81,7 +81,7 @@ def train(folder: Path, options: argparse.Namespace, *more: str) -> dict:
 
 
 def main() -> None:
-    """Write, train, keep the numbers."""
+    """Write the data, train, and write the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", choices=["large", "tiny"], default="large")
     parser.add_argument("--steps", type=int, default=40)

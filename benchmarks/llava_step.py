@@ -1,6 +1,8 @@
-"""A composed LLaVA-1.5 beside Hugging Face's own class, with the same weights: time of a step, and what autograd saves.
+"""Compares a composed LLaVA-1.5 with Hugging Face's own class, with the same weights: time, and bytes autograd saves.
 
-python benchmarks/llava_step.py --device cpu --steps 20
+    python benchmarks/llava_step.py --device cpu --steps 20
+
+Each sample has one image.
 """
 
 import torch
@@ -17,7 +19,7 @@ IMAGES, TEXT = 8, 32
 
 
 def build(size: str, device: str, dtype: torch.dtype) -> tuple[LlavaForConditionalGeneration, MultimodalModel]:
-    """The peer, and a composition of its very modules. The vision tower is frozen in both."""
+    """Make the peer, and compose a model of the same modules. The vision encoder is frozen in both."""
     pixels, width, layers, heads = SIZES[size]["vision"]
     text_width, text_layers, text_heads = SIZES[size]["text"]
     vocabulary = SIZES[size]["vocabulary"]
@@ -44,7 +46,7 @@ def build(size: str, device: str, dtype: torch.dtype) -> tuple[LlavaForCondition
 
 
 def make_batch(peer: LlavaForConditionalGeneration, device: str, dtype: torch.dtype) -> tuple[dict, dict]:
-    """The same samples for the peer, and with positions for the composition; one image a sample."""
+    """Make a batch for the peer, and the same with positions for the composed model; one image a sample."""
     vision, token_id = peer.config.vision_config, peer.config.image_token_id
     patches = (vision.image_size // vision.patch_size) ** 2
     ids = torch.randint(3, token_id, (IMAGES, TEXT + patches))

@@ -1,8 +1,8 @@
-"""A composed Qwen2-Audio beside Hugging Face's own class, with the same weights: time of a step, and saved bytes.
+"""Compares a composed Qwen2-Audio with Hugging Face's own class, with the same weights: time, and bytes autograd saves.
 
     python benchmarks/qwen2_audio_step.py --device cpu --steps 20
 
-The clips of a batch have different lengths, as in life.
+The clips of a batch have different lengths.
 """
 
 import torch
@@ -19,7 +19,7 @@ CLIPS, TEXT, MEL_BINS = 8, 32, 128
 
 
 def build(size: str, device: str, dtype: torch.dtype) -> tuple[Qwen2AudioForConditionalGeneration, MultimodalModel]:
-    """The peer, and a composition of its very modules. The audio tower is frozen in both."""
+    """Make the peer, and compose a model of the same modules. The audio encoder is frozen in both."""
     positions, width, layers, heads = SIZES[size]["audio"]
     text_width, text_layers, text_heads = SIZES[size]["text"]
     vocabulary = SIZES[size]["vocabulary"]
@@ -48,12 +48,12 @@ def build(size: str, device: str, dtype: torch.dtype) -> tuple[Qwen2AudioForCond
 
 
 def make_batch(peer: Qwen2AudioForConditionalGeneration, device: str, dtype: torch.dtype) -> tuple[dict, dict]:
-    """The same samples for the peer, and with lengths and positions for the composition; one clip a sample."""
+    """Make a batch for the peer, and the same with lengths and positions for the composed model; one clip a sample."""
     token_id, longest = peer.config.audio_token_id, 2 * peer.config.audio_config.max_source_positions
     lengths = [longest * (clip + 1) // CLIPS for clip in range(CLIPS)]
     counts = [((length - 1) // 2 + 1) // 2 for length in lengths]
     ids = torch.zeros(CLIPS, TEXT + max(counts), dtype=torch.int64)
-    for row, count in zip(ids, counts, strict=True):  # padded on the left, for generating
+    for row, count in zip(ids, counts, strict=True):  # padded on the left, for generation
         row[-TEXT - count :] = torch.randint(3, token_id, (TEXT + count,))
         row[-TEXT - count + 4 : -TEXT + 4] = token_id
     labels = ids.masked_fill((ids == token_id) | (ids == 0), -100)
@@ -62,9 +62,9 @@ def make_batch(peer: Qwen2AudioForConditionalGeneration, device: str, dtype: tor
     features = torch.randn(CLIPS, MEL_BINS, longest, dtype=dtype).to(device)
     mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long().to(device)
     positions = (ids.flatten() == token_id).nonzero().squeeze(1).to(device)
-    sound = {"input_features": features, "audio_lengths": lengths, "audio_windows": [1] * CLIPS, "positions": positions}
+    audio = {"input_features": features, "audio_lengths": lengths, "audio_windows": [1] * CLIPS, "positions": positions}
     theirs = {**shared, "input_features": features, "feature_attention_mask": mask}
-    return theirs, {**shared, "encoder_inputs": {"audio": sound}}
+    return theirs, {**shared, "encoder_inputs": {"audio": audio}}
 
 
 if __name__ == "__main__":

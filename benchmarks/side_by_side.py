@@ -1,7 +1,7 @@
-"""A composition beside its peer, with the same weights: time of a step and of generating, and what autograd saves.
+"""Compares a composed model with its peer, with the same weights: time of a step and of generation, and saved bytes.
 
-Both run in one process and take turns, so that a slow moment hits both. The figures to read are the ratios. Must not
-know which models they are.
+Both run in one process in alternating steps, so a slowdown of the machine affects both. The ratios are the result. This
+module must not know which models it compares.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from tqdm import tqdm
 
 
 def step(model: torch.nn.Module, batch: dict) -> None:
-    """One forward and backward."""
+    """Run one forward and one backward pass."""
     model(**batch).loss.backward()
     model.zero_grad()
 
 
 def generate(model: torch.nn.Module, batch: dict) -> None:
-    """Sixteen new tokens, greedily."""
+    """Generate 16 new tokens greedily."""
     prompt = {name: value for name, value in batch.items() if name != "labels"}
     model.generate(**prompt, max_new_tokens=16, min_new_tokens=16, do_sample=False)
 
 
 def seconds(run: Callable[[], None], device: str) -> float:
-    """How long ``run`` takes, the device's work included."""
+    """Measure the duration of ``run``, including the work on the device."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -44,7 +44,7 @@ def seconds(run: Callable[[], None], device: str) -> float:
 
 
 def saved_bytes(model: torch.nn.Module, batch: dict) -> int:
-    """What autograd keeps for backward, each storage once."""
+    """The bytes that autograd keeps for the backward pass; each storage counts once."""
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: (
@@ -58,7 +58,7 @@ def saved_bytes(model: torch.nn.Module, batch: dict) -> int:
 
 
 def compare(peer: torch.nn.Module, composed: torch.nn.Module, batches: tuple[dict, dict], options) -> dict:
-    """Medians of alternating runs, and their ratios (below one: the composition is cheaper)."""
+    """The medians of alternating runs, and their ratios (below one: the composed model is cheaper)."""
     results: dict = {}
     for name, run, repeats in (("train_step_s", step, options.steps), ("generate_s", generate, options.steps // 4)):
         times: tuple[list, list] = ([], [])
@@ -73,19 +73,19 @@ def compare(peer: torch.nn.Module, composed: torch.nn.Module, batches: tuple[dic
 def run(
     description: str | None, sizes: Iterable[str], build: Callable[..., Any], make_batch: Callable[..., Any]
 ) -> None:
-    """Parse the command line, measure, print, write.
+    """Parse the command line, measure, and print and write the results.
 
     Args:
-        description: of the script.
-        sizes: that it knows.
-        build: ``(size, device, dtype) -> (peer, composition)``.
-        make_batch: ``(peer, device, dtype) -> (batch for the peer, the same for the composition)``.
+        description: the description of the script.
+        sizes: the names of the sizes that the script supports.
+        build: ``(size, device, dtype) -> (peer, composed model)``.
+        make_batch: ``(peer, device, dtype) -> (batch for the peer, the same batch for the composed model)``.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--size", default="small", choices=list(sizes))
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--threads", type=int, default=1, help="number of CPU threads")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

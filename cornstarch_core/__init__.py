@@ -7,37 +7,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .collator import MultimodalCollator
-    from .config import MultimodalConfig
-    from .encoder import ModalEncoderModule
-    from .model import MultimodalModel
-    from .processor import MultimodalProcessor
-    from .projector import MultimodalProjector, MultimodalProjectorConfig
-    from .specs import ModalCallbacks
+    from .collator import MultimodalCollator as MultimodalCollator
+    from .config import MultimodalConfig as MultimodalConfig
+    from .model import MultimodalModel as MultimodalModel
+    from .modeling.encoder import ModalEncoderModule as ModalEncoderModule
+    from .modeling.projector import MultimodalProjector as MultimodalProjector
+    from .modeling.projector import MultimodalProjectorConfig as MultimodalProjectorConfig
+    from .processor import MultimodalProcessor as MultimodalProcessor
+    from .specs import ModalCallbacks as ModalCallbacks
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ModalCallbacks",
-    "ModalEncoderModule",
-    "MultimodalCollator",
-    "MultimodalConfig",
-    "MultimodalModel",
-    "MultimodalProcessor",
-    "MultimodalProjector",
-    "MultimodalProjectorConfig",
-]
-
 _HOME = {
     "ModalCallbacks": "specs",
-    "ModalEncoderModule": "encoder",
+    "ModalEncoderModule": "modeling.encoder",
     "MultimodalCollator": "collator",
     "MultimodalConfig": "config",
     "MultimodalModel": "model",
     "MultimodalProcessor": "processor",
-    "MultimodalProjector": "projector",
-    "MultimodalProjectorConfig": "projector",
+    "MultimodalProjector": "modeling.projector",
+    "MultimodalProjectorConfig": "modeling.projector",
 }
+"""The module of each public name."""
+
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """The command line: ``cornstarch plugins list | show | doctor | new``.
 
-It works with every plugin broken, since no plugin is ever imported here: ``list`` reads metadata, ``show`` and
-``doctor`` ask a process of their own, and ``new`` writes files. What it takes to start is measured, so whatever one
-command alone needs is imported there.
+It works even if every plugin is broken, because it never imports one: ``list`` reads metadata, ``show`` and ``doctor``
+start a process for each plugin, and ``new`` writes files. Tests measure the start-up time, so each command imports what
+only it needs.
 """
 
 from __future__ import annotations
@@ -10,26 +10,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cornstarch_core
 
 from .errors import CornstarchError, UnknownNameError
 from .plugins import registry
-from .runtime.discovery import PluginInfo, unknown_in_environment
-from .runtime.metadata import normalise
+from .plugins.discovery import PluginInfo, normalise, unknown_in_environment
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace, _SubParsersAction
 
-    from .runtime.doctor import Report
+    from .plugins.doctor import Report
 
 __all__ = ["main"]
 
 _EPILOG = """\
 exit codes:
-  0  all is well
-  1  there is a problem: no such plugin, or one that the doctor finds fault with
+  0  success
+  1  there is a problem: the plugin is not installed, or the doctor finds a problem
   2  the command line is wrong
 
 environment:
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; default: those of the process.
 
     Returns:
-        The exit code: 0 if all is well, 1 if there is a problem.
+        The exit code: 0 for success, 1 if there is a problem.
 
     Raises:
         SystemExit: the arguments are wrong (code 2), or ask for help (code 0).
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a plugin's error can hold anything, surrogates too
+        sys.stdout.reconfigure(errors="backslashreplace")  # a plugin's error can hold any character, even surrogates
     try:
         return arguments.run(arguments)
     except CornstarchError as error:
@@ -72,25 +71,27 @@ def _parser() -> ArgumentParser:
     parser = _with_epilog(ArgumentParser(prog="cornstarch", description=cornstarch_core.__doc__))
     parser.add_argument("--version", action="version", version=f"cornstarch-core {cornstarch_core.__version__}")
     topics = parser.add_subparsers(required=True, metavar="COMMAND")
-    plugins = _with_epilog(topics.add_parser("plugins", help="look after plugins", description="Look after plugins."))
+    plugins = _with_epilog(topics.add_parser("plugins", help="manage plugins", description="Manage plugins."))
     commands = plugins.add_subparsers(required=True, metavar="COMMAND")
-    listing = _add_command(commands, _list, "list", "list the installed plugins, importing none")
+    listing = _add_command(commands, _list, "list", "list the installed plugins without importing them")
     listing.add_argument("--json", action="store_true", help="print a JSON list")
     show = _add_command(commands, _show, "show", "show one plugin and what it registers")
     show.add_argument("name", metavar="NAME")
-    doctor = _add_command(commands, _doctor, "doctor", "try plugins out, each in a process of its own")
+    doctor = _add_command(commands, _doctor, "doctor", "try plugins out, each in a separate process")
     doctor.add_argument("name", metavar="NAME", nargs="?", help="only this plugin")
     for command in (show, doctor):
         command.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="per plugin (default 120)")
-    new = _add_command(commands, _new, "new", "write the project of a new plugin, which works and passes its tests")
+    new = _add_command(commands, _new, "new", "write the project of a new plugin, which passes its tests")
     new.set_defaults(refuse=new.error)
-    new.add_argument("name", metavar="NAME", help="of the distribution, such as cornstarch-eeg")
-    new.add_argument("--modality", metavar="M", required=True, help="what it encodes, such as eeg")
+    new.add_argument("name", metavar="NAME", help="name of the distribution, such as cornstarch-eeg")
+    new.add_argument("--modality", metavar="M", required=True, help="what the plugin encodes, such as eeg")
     new.add_argument("--into", metavar="FOLDER", help="where to write it (default: a new folder NAME)")
     return parser
 
 
-def _add_command(commands: Any, run: Callable[[Namespace], int], name: str, summary: str) -> ArgumentParser:
+def _add_command(
+    commands: _SubParsersAction[ArgumentParser], run: Callable[[Namespace], int], name: str, summary: str
+) -> ArgumentParser:
     command = _with_epilog(commands.add_parser(name, help=summary, description=f"{summary.capitalize()}."))
     command.set_defaults(run=run)
     return command
@@ -127,24 +128,19 @@ def _print_table(rows: Sequence[tuple[str, ...]], indent: str = "") -> None:
 
 
 def _show(arguments: Namespace) -> int:
-    from .runtime.doctor import examine
+    from .plugins.doctor import examine
 
     info = _find(arguments.name)
     report = examine(info, registry().plugins(), thorough=False, timeout=arguments.timeout)
-    _print_info(report)
-    for kind in sorted({offer.kind for offer in report.offers}):
-        print(f"{kind}:")
-        _print_table([(offer.name, offer.summary) for offer in report.offers if offer.kind == kind], indent="  ")
-    return 0
-
-
-def _print_info(report: Report) -> None:
-    info = report.info
     reason = info.reason or "; ".join(problem.text for problem in report.problems)
     state = info.state if info.state != "available" else "failed" if report.problems else "active"
     print(f"{info.id} {info.version}")
     rows = [("state", state), ("reason", reason), ("entry point", info.entry_point), ("requires", info.requires)]
     _print_table([row for row in rows if row[1]], indent="  ")
+    for kind in sorted({offer.kind for offer in report.offers}):
+        print(f"{kind}:")
+        _print_table([(offer.name, offer.summary) for offer in report.offers if offer.kind == kind], indent="  ")
+    return 0
 
 
 def _find(name: str) -> PluginInfo:
@@ -152,19 +148,16 @@ def _find(name: str) -> PluginInfo:
     for info in infos:
         if info.id == normalise(name):
             return info
-    raise UnknownNameError(f"no plugin {name!r} is installed; {_alternatives(name, [info.id for info in infos])}")
-
-
-def _alternatives(name: str, installed: list[str]) -> str:
     from difflib import get_close_matches
 
-    if close := get_close_matches(normalise(name), installed):
-        return f"did you mean {' or '.join(close)}?"
-    return f"there is {', '.join(installed)}" if installed else "there is none"
+    ids = [info.id for info in infos]
+    close = get_close_matches(normalise(name), ids)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there is {', '.join(ids) or 'none'}"
+    raise UnknownNameError(f"no plugin {name!r} is installed; {hint}")
 
 
 def _doctor(arguments: Namespace) -> int:
-    from .runtime.doctor import collisions, examine
+    from .plugins.doctor import collisions, examine
 
     infos = registry().plugins()
     chosen = [_find(arguments.name)] if arguments.name else infos
@@ -198,7 +191,7 @@ def _verdict(report: Report) -> str:
         return f"skipped, blocked: {report.info.reason}"
     found = f"{len(report.problems)} problem{'s' * (len(report.problems) > 1)}" if report.problems else "ok"
     times = f"imported in {report.import_seconds * 1000:.0f} ms, all done in {report.seconds:.1f} s"
-    return f"{found} ({report.targets} targets; {times})"
+    return f"{found} ({report.targets} target{'s' * (report.targets != 1)}; {times})"
 
 
 def _new(arguments: Namespace) -> int:

@@ -1,48 +1,49 @@
-"""The collator: conversations with their media to a training batch with labels, padded or packed.
+"""The collator makes a training batch with labels, padded or packed, out of conversations with their media.
 
-Tokenising, preparing and expanding are the processor's; here it is decided what is learned from.
+The processor tokenises, prepares media and expands placeholders; the collator decides which tokens are learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 
 from .errors import InputError
-from .processing.arguments import merge
+from .modeling.merge import IGNORE_INDEX, mask_labels
+from .processing import layouts
 from .processing.batch import MultimodalBatch
-from .processing.chat import gather, read_conversations
-from .processing.encoding import Encoding, Padding, place
+from .processing.encoding import Encoding, Options, pad
 from .processing.media import as_items
-from .processing.spans import ADDED, Row, covered
-from .processing.templates import ChatTemplate, Message
+from .processing.spans import ADDED, covered
+from .processing.templates import ChatTemplate
 from .processor import MultimodalProcessor
 
-__all__ = ["IGNORED", "MultimodalCollator"]
+__all__ = ["MultimodalCollator"]
 
-IGNORED = -100  # the label that a loss leaves out
+Spans = list[tuple[int, int]]
+"""First character and the one after the last, of pieces of a text."""
 
 
 class MultimodalCollator:
     """Makes a training batch of conversations.
 
     Args:
-        processor: tokenises, and prepares the media; its tokenizer tells the side of padding and truncation.
-        train_on: ``"assistant"``: learn what the assistant says, up to and with what ends its turn, not the header
-            before it; ``"all"``: learn all text.
-        max_length: cut samples to this many tokens, placeholders expanded.
-        packing: put all samples into one row, kept apart by ``position_ids`` that begin anew.
+        processor: the model's processor. Its tokenizer determines the side of padding and truncation.
+        train_on: ``"assistant"``: learn what the assistant says and the token that ends its turn, not the header before
+            it. ``"all"``: learn all text.
+        max_length: cut samples to this many tokens, counted with expanded placeholders.
+        packing: put all samples into one row; ``position_ids`` that restart at 0 separate them.
 
-    With ``train_on="assistant"`` the turns are taken from ``{% generation %}`` if the chat template has it. Otherwise
-    the template writes the conversation up to a turn, and through it, and the difference is the turn. Both need a fast
-    tokenizer. A token that straddles the border of a turn is learned.
+    With ``train_on="assistant"``, a turn is what ``{% generation %}`` encloses, if the chat template has it. Otherwise
+    it is the difference of two texts that the template writes: the conversation with the turn, and without it. Both
+    need a fast tokenizer. A token that is partly inside a turn is learned.
 
     Raises:
-        TypeError: ``processor`` is of another kind.
-        ValueError: ``train_on`` is neither of the two.
+        TypeError: ``processor`` is no ``MultimodalProcessor``.
+        ValueError: ``train_on`` has another value.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -84,145 +85,105 @@ class MultimodalCollator:
         """Make one batch.
 
         Args:
-            samples: each a list of messages, or a dictionary with ``"messages"``, or, with ``train_on="all"``, with
-                ``"text"``. Media are in the messages' typed content, or beside them under a modality's key or a usual
-                name for it (``"images"``). Other entries are left alone.
+            samples: each is a list of messages, or a dictionary with ``"messages"``, or, with ``train_on="all"``, a
+                dictionary with ``"text"``. Media are in the typed content of messages, or beside them under a
+                modality's key or a usual name for it (``"images"``). Other entries are ignored.
 
         Returns:
-            ``input_ids``, ``labels``, both ``(B, S)`` int64; ``encoder_inputs``, as the processor's. Padded:
-            ``attention_mask``, ``(B, S)`` int64. Packed: B is 1, ``position_ids`` ``(1, S)`` int64 begin at 0 with each
-            sample, and ``use_cache`` is ``False``: with a cache a language model does not tell samples apart.
-            ``labels`` are -100 at padding, at placeholders, and at all that is not to be learned.
+            ``input_ids`` and ``labels``, both ``(B, S)`` int64, and ``encoder_inputs``, as the processor's. Padded:
+            also ``attention_mask``, ``(B, S)`` int64. Packed: B is 1, ``position_ids``, ``(1, S)`` int64, start at 0
+            in each sample, and ``use_cache`` is ``False``: with a cache, a language model does not separate samples.
+            ``labels`` are -100 at padding, at placeholders, and at tokens that are not learned.
 
         Raises:
-            TruncatedSpanError: ``max_length`` would cut into a media item's placeholders; names the sample.
-            InputError: a sample holds nothing to learn, also because all of it was cut off; or makes no sense.
+            TruncatedSpanError: ``max_length`` would cut into the placeholders of a media item; names the sample.
+            InputError: a sample is malformed, or nothing in it is to be learned, perhaps because it was cut off.
         """
         if not isinstance(samples, Sequence) or not samples:
             raise InputError("a batch needs at least one sample.")
-        read = [_read(sample, index) for index, sample in enumerate(samples)]
-        kinds = {"messages" in sample for sample in read}
-        if len(kinds) > 1:
+        read = [layouts.read_sample(sample, index) for index, sample in enumerate(samples)]
+        if len({"messages" in sample for sample in read}) > 1:
             raise InputError("some samples have 'messages', some 'text'; give batches of one kind.")
-        encoding, spans = self._encode_chats(read) if kinds == {True} else self._encode_texts(read)
-        labels = [self._labels(encoding, spans, index) for index in range(len(read))]
+        encoding, turns = self._encode(read)
+        labels = [self._labels(encoding, turns, index) for index in range(len(read))]
         return self._packed(encoding, labels) if self.packing else self._padded(encoding, labels)
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
-    def _encode_texts(self, samples: list[dict[str, Any]]) -> tuple[Encoding, None]:
-        if self.train_on == "assistant":
+    def _encode(self, samples: list[dict[str, Any]]) -> tuple[Encoding, list[Spans]]:
+        """Rows of token ids, and the characters of the assistant's turns in each sample's text."""
+        is_chat, needs_turns = "messages" in samples[0], self.train_on == "assistant"
+        if needs_turns and not is_chat:
             raise InputError("sample 0 has 'text', in which no turns are known; give 'messages', or train_on='all'.")
-        media = [self._beside(sample) for sample in samples]
-        texts = [sample["text"] for sample in samples]
-        return self.processor.rows.make(texts, self._by_key(media), {}, max_length=self.max_length), None
-
-    def _encode_chats(self, samples: list[dict[str, Any]]) -> tuple[Encoding, list[list[tuple[int, int]]] | None]:
-        template = self.processor.template()
-        media, written = [], []
-        for index, sample in enumerate(samples):
-            found = gather(template, [sample["messages"]], index)
-            media.append(merge({key: items for key, (items,) in found.items()}, self._beside(sample), index))
-            written.append(self._write(template, sample["messages"], f"sample {index}, "))
-        turns = self.train_on == "assistant"
-        encoding = self.processor.rows.make(
-            [text for text, _ in written],
-            self._by_key(media),
-            {},
-            suffix=False,
-            max_length=self.max_length,
-            offsets=turns,
-        )
-        return encoding, [spans for _, spans in written] if turns else None
-
-    def _write(self, template: ChatTemplate, messages: list[Message], where: str) -> tuple[str, list[tuple[int, int]]]:
-        fitted = template.fit(messages, where)
-        if self.train_on == "all":
-            return template.render(fitted, where), []
-        if not self.processor.tokenizer.is_fast:
+        if needs_turns and not self.processor.tokenizer.is_fast:
             raise InputError(
                 f"train_on='assistant' needs a fast tokenizer, which tells the characters of each token; "
                 f"{type(self.processor.tokenizer).__name__} is none. Load it with use_fast=True, or use train_on='all'."
             )
-        return template.turns(fitted, where)
+        template = self.processor.template() if is_chat else None
+        texts, turns, media = zip(*(self._write(one, i, template) for i, one in enumerate(samples)), strict=True)
+        encoding = self.processor.rows.make(
+            texts, layouts.by_modality(media), {}, suffix=not is_chat, max_length=self.max_length, offsets=needs_turns
+        )
+        return encoding, list(turns)
 
-    def _beside(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+    def _write(
+        self, sample: dict[str, Any], index: int, template: ChatTemplate | None
+    ) -> tuple[str, Spans, dict[str, list[Any]]]:
+        """The text of one sample, the assistant's turns in it if they are needed, and the media by modality."""
         arguments = self.processor.arguments
         given = {name: value for name, value in sample.items() if arguments.is_media(name)}
-        return {key: as_items(value) for key, value in arguments.media(given).items()}
-
-    def _by_key(self, media: list[dict[str, Any]]) -> dict[str, Any]:
-        keys = [key for key in self.processor.modalities if any(key in one for one in media)]
-        return {key: [one.get(key, []) for one in media] for key in keys}
+        beside = {key: as_items(value) for key, value in arguments.media(given).items()}
+        if template is None:
+            return sample["text"], [], beside
+        where, messages = f"sample {index}, ", sample["messages"]
+        media = layouts.merge(layouts.gather(template, messages, where), beside, f"sample {index}: ")
+        fitted = template.fit(messages, where)
+        text, turns = (template.render(fitted, where), []) if self.train_on == "all" else template.turns(fitted, where)
+        return text, turns, media
 
     # --- labels -------------------------------------------------------------------------------------------------------
 
-    def _labels(self, encoding: Encoding, spans: list[list[tuple[int, int]]] | None, sample: int) -> list[int]:
-        row = encoding.rows[sample]
-        learned = None if spans is None else covered((encoding.offsets or [])[sample], spans[sample])
-        labels = _of_text(row, learned)
-        if all(label == IGNORED for label in labels[1:]):  # nothing predicts the first token
-            raise InputError(self._nothing_learned(sample))
+    def _labels(self, encoding: Encoding, turns: list[Spans], index: int) -> torch.Tensor:
+        """Labels ``(S,)`` of one row: its ids, or :data:`IGNORE_INDEX` at placeholders and at what is not learned."""
+        row = encoding.rows[index]
+        labels = torch.tensor(row.ids, dtype=torch.int64)
+        if encoding.offsets is not None:
+            learned = covered(encoding.offsets[index], turns[index])
+            left_out = [origin == ADDED or not learned[origin] for origin in row.origin]
+            labels.masked_fill_(torch.tensor(left_out, dtype=torch.bool), IGNORE_INDEX)
+        placeholders = [position for span in row.spans for position in range(span.start, span.stop)]
+        labels = mask_labels(labels, torch.tensor(placeholders, dtype=torch.int64))
+        if bool((labels[1:] == IGNORE_INDEX).all()):  # nothing predicts the first token
+            where = "in it" if self.max_length is None else f"in its first {self.max_length} tokens (max_length)"
+            what = "no word of a message with the role 'assistant'" if self.train_on == "assistant" else "no text"
+            raise InputError(f"sample {index}: there is {what} {where}, so nothing to learn; leave it out of the data.")
         return labels
-
-    def _nothing_learned(self, sample: int) -> str:
-        where = "in it" if self.max_length is None else f"in its first {self.max_length} tokens (max_length)"
-        what = "no word of a message with the role 'assistant'" if self.train_on == "assistant" else "no text"
-        return f"sample {sample}: there is {what} {where}, so nothing to learn; leave it out of the data."
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
-    def _padded(self, encoding: Encoding, labels: list[list[int]]) -> MultimodalBatch:
-        tensors, starts = Padding(self.processor.tokenizer).pad(encoding.rows)
-        flat = torch.full((tensors["input_ids"].numel(),), IGNORED, dtype=torch.int64)
+    def _padded(self, encoding: Encoding, labels: list[torch.Tensor]) -> MultimodalBatch:
+        tensors, starts = pad(encoding.rows, self.processor.tokenizer, Options())
+        padded = torch.full_like(tensors["input_ids"], IGNORE_INDEX)
         for start, label in zip(starts, labels, strict=True):
-            flat[start : start + len(label)] = torch.tensor(label)
-        inputs = place(encoding.inputs, encoding.rows, starts)
-        return MultimodalBatch({**tensors, "labels": flat.view_as(tensors["input_ids"]), "encoder_inputs": inputs})
+            padded.view(-1)[start : start + len(label)] = label
+        return MultimodalBatch({**tensors, "labels": padded, "encoder_inputs": encoding.placed(starts)})
 
-    def _packed(self, encoding: Encoding, labels: list[list[int]]) -> MultimodalBatch:
+    def _packed(self, encoding: Encoding, labels: list[torch.Tensor]) -> MultimodalBatch:
         lengths = [len(row.ids) for row in encoding.rows]
         starts = [0, *accumulate(lengths)][:-1]
+        packed = torch.cat(labels)
+        packed[starts] = IGNORE_INDEX  # the last token of one sample must not predict the first of the next
         return MultimodalBatch(
             {
                 "input_ids": _row(token_id for row in encoding.rows for token_id in row.ids),
                 "position_ids": _row(position for length in lengths for position in range(length)),
-                # the last token of one sample must not predict the first of the next
-                "labels": _row(label for one in labels for label in (IGNORED, *one[1:])),
+                "labels": packed[None],
                 "use_cache": False,  # transformers (5.23) sees packing only where there is no cache
-                "encoder_inputs": place(encoding.inputs, encoding.rows, starts),
+                "encoder_inputs": encoding.placed(starts),
             }
         )
 
 
-def _row(values: Any) -> torch.Tensor:
+def _row(values: Iterable[int]) -> torch.Tensor:
     return torch.tensor([list(values)], dtype=torch.int64)
-
-
-def _of_text(row: Row, learned: list[bool] | None) -> list[int]:
-    """Labels of one row: its ids, or :data:`IGNORED` at placeholders and at what is not learned."""
-    if learned is None:
-        labels = list(row.ids)
-    else:
-        pairs = zip(row.ids, row.origin, strict=True)
-        labels = [token_id if origin != ADDED and learned[origin] else IGNORED for token_id, origin in pairs]
-    for span in row.spans:
-        labels[span.start : span.stop] = [IGNORED] * (span.stop - span.start)
-    return labels
-
-
-def _read(sample: Any, index: int) -> dict[str, Any]:
-    sample = {"messages": sample} if isinstance(sample, (list, tuple)) else sample
-    if not isinstance(sample, Mapping) or ("messages" in sample) == ("text" in sample):
-        found = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else type(sample).__name__
-        hint = (
-            "" if found else " If a Trainer took its entries away, set TrainingArguments(remove_unused_columns=False)."
-        )
-        raise InputError(
-            f"sample {index}: expected a list of messages or a dictionary with 'messages' or 'text'; got "
-            f"{found or 'an empty dictionary'}.{hint}"
-        )
-    if "text" in sample:
-        return dict(sample)
-    (messages,), _ = read_conversations([sample["messages"]], index)
-    return {**sample, "messages": messages}

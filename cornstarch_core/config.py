@@ -1,31 +1,97 @@
-"""What a multimodal model is made of, as plain data: enough to build it again."""
+"""What a composed model is made of, as plain data: enough to build it again."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import PreTrainedConfig
 
-from ._hf import config_from_dict
+from ._hf.build import config_from_dict
 
-__all__ = ["MultimodalConfig", "find_damage"]
+__all__ = ["CallbacksRecord", "EncoderRecord", "ModuleRecord", "MultimodalConfig", "ProjectorRecord", "read_record"]
 
-_OPTIONAL_DICT, _OPTIONAL_NAME = (dict, type(None)), (str, type(None))
-_MODULE = {"class": _OPTIONAL_NAME, "arguments": _OPTIONAL_DICT, "adapters": _OPTIONAL_DICT}
-_ENCODER = {
-    **_MODULE,
-    "config": _OPTIONAL_DICT,
-    "encoder": _OPTIONAL_NAME,
-    "hidden_size": int,
-    "input_names": list,
-    "callbacks": _OPTIONAL_DICT,
-    "custom_callbacks": list,
-    "projector": dict,
-    "token_id": (int, type(None)),
-}
-_PROJECTOR = {"config": dict, "custom": bool}
-_CALLBACKS = {"name": str, "options": dict}
+RecordT = TypeVar("RecordT")
+
+
+@dataclass(kw_only=True)
+class ModuleRecord:
+    """How a saved config describes a module.
+
+    Args:
+        class_path: ``"package.module:Class"``, without adapters; ``None`` if there is no module.
+        arguments: how it was made, as far as its config doesn't tell.
+        dtype: of its weights.
+        adapters: PEFT's, as :func:`cornstarch_core.saving.adapters.describe` describes them.
+    """
+
+    class_path: str | None = None
+    arguments: dict[str, Any] | None = None
+    dtype: str | None = None
+    adapters: dict[str, Any] | None = None
+
+
+@dataclass(kw_only=True)
+class ProjectorRecord:
+    """How a saved config describes a projector.
+
+    Args:
+        config: of the projector.
+        custom: whether its module was handed in, so that no plugin can build it again.
+        dtype: of its weights.
+    """
+
+    config: dict[str, Any]
+    custom: bool
+    dtype: str | None = None
+
+
+@dataclass(kw_only=True)
+class CallbacksRecord:
+    """Callbacks that a plugin registers.
+
+    Args:
+        name: their qualified name.
+        options: what they were built with.
+    """
+
+    name: str
+    options: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class EncoderRecord(ModuleRecord):
+    """How a saved config describes an encoder, and a saved processor what it prepares media for.
+
+    Args:
+        config: of the encoder.
+        encoder: qualified name of the registered encoder that describes it.
+        hidden_size: width of its features.
+        input_names: what it takes.
+        text_hidden_size: width of the language model's embeddings.
+        projector: its projector.
+        callbacks: the registered callbacks around it.
+        custom_callbacks: names of the callbacks that were handed in, so that no plugin can build them again.
+        custom_settings: ``hidden_size`` and ``input_names`` of callbacks that were handed in.
+        callback_dtype: of the weights of callbacks.
+        needs_model: whether counting its features takes objects that are not saved.
+        token_id: of its placeholder token.
+    """
+
+    hidden_size: int
+    input_names: list[str]
+    projector: ProjectorRecord
+    config: dict[str, Any] | None = None
+    encoder: str | None = None
+    text_hidden_size: int | None = None
+    callbacks: CallbacksRecord | None = None
+    custom_callbacks: list[str] = field(default_factory=list)
+    custom_settings: dict[str, Any] = field(default_factory=dict)
+    callback_dtype: str | None = None
+    needs_model: bool = False
+    token_id: int | None = None
 
 
 class MultimodalConfig(PreTrainedConfig):
@@ -34,12 +100,15 @@ class MultimodalConfig(PreTrainedConfig):
     Args:
         text_config: the language model's config, or its dictionary.
         language_model: record of the language model: its class, dtype and adapters.
-        encoders: one record a modality: class, config, width, inputs, callbacks, projector, placeholder token id.
+        encoders: one :class:`EncoderRecord`, or its dictionary, a modality.
         plugins: which plugins made the model: distribution, version and what was used.
         init_projector_type: type of the projectors that were created lazily.
         init_activation: their activation.
 
     ``config.vision_config`` and the like are the encoders' own configs, for every key of ``encoders`` that has one.
+
+    Raises:
+        ValueError: a record lacks an entry, or holds one of another type.
     """
 
     model_type = "cornstarch"
@@ -47,21 +116,23 @@ class MultimodalConfig(PreTrainedConfig):
     def __init__(
         self,
         text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        language_model: dict[str, Any] | None = None,
-        encoders: dict[str, dict[str, Any]] | None = None,
+        language_model: ModuleRecord | dict[str, Any] | None = None,
+        encoders: Mapping[str, EncoderRecord | dict[str, Any]] | None = None,
         plugins: list[dict[str, Any]] | None = None,
         init_projector_type: str = "linear",
         init_activation: str = "gelu",
         **kwargs: Any,
     ) -> None:
-        self.language_model = language_model or {}
+        self.language_model = read_record(ModuleRecord, language_model or {}, "language_model")
+        self.encoders = {
+            key: read_record(EncoderRecord, record, f"encoders.{key}") for key, record in (encoders or {}).items()
+        }
         self.text_config = _as_config(text_config, self.language_model)
-        self.encoders = encoders or {}
         self.plugins = plugins or []
         self.init_projector_type = init_projector_type
         self.init_activation = init_activation
         for key, record in self.encoders.items():
-            setattr(self, f"{key}_config", _as_config(record.get("config"), record))
+            setattr(self, f"{key}_config", _as_config(record.config, record))
         super().__init__(**kwargs)
 
     @property
@@ -74,12 +145,13 @@ class MultimodalConfig(PreTrainedConfig):
     @property
     def modality_token_ids(self) -> dict[str, int]:
         """Placeholder token id of every modality that has one."""
-        ids = {key: record.get("token_id") for key, record in self.encoders.items()}
-        return {key: token_id for key, token_id in ids.items() if token_id is not None}
+        return {key: record.token_id for key, record in self.encoders.items() if record.token_id is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data. An encoder's config stands in its record, and nowhere else."""
+        """Plain data. An encoder's config is a part of its record only."""
         output = super().to_dict()
+        output["language_model"] = asdict(self.language_model)
+        output["encoders"] = {key: asdict(record) for key, record in self.encoders.items()}
         for key in self.encoders:
             config = getattr(self, f"{key}_config", None)
             output.pop(f"{key}_config", None)
@@ -92,42 +164,46 @@ class MultimodalConfig(PreTrainedConfig):
         return _without_paths(self.to_dict())
 
 
-def find_damage(saved: Any) -> str | None:
-    """What is wrong with the records of a saved config, for example ``"encoders.vision.hidden_size is a str"``."""
-    parts: list[tuple[str, Any, dict[str, Any]]] = [
-        ("", saved, {"language_model": dict, "encoders": dict, "text_config": dict}),
-        ("language_model.", saved.get("language_model"), _MODULE),
-    ]
-    encoders = saved.get("encoders")
-    for key, record in encoders.items() if isinstance(encoders, dict) else ():
-        parts.append((f"encoders.{key}.", record, _ENCODER))
-        for name, fields in (("projector", _PROJECTOR), ("callbacks", _CALLBACKS)):
-            if isinstance(record, dict) and record.get(name) is not None:
-                parts.append((f"encoders.{key}.{name}.", record[name], fields))
-    return next((found for part in parts if (found := _find_wrong(*part)) is not None), None)
+def read_record(cls: type[RecordT], saved: object, path: str) -> RecordT:
+    """A record from its dictionary, which is not trusted. Entries that the record doesn't have are left out.
+
+    Raises:
+        ValueError: says what is wrong, for example ``"encoders.vision.hidden_size is a str"``.
+    """
+    if isinstance(saved, cls):
+        return saved
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"{path} is a {type(saved).__name__}, not a dictionary")
+    types = get_type_hints(cls)
+    values = {}
+    for one in fields(cls):  # type: ignore[arg-type]  # a dataclass
+        if one.name in saved:
+            values[one.name] = _checked(saved[one.name], types[one.name], f"{path}.{one.name}")
+        elif one.default is MISSING and one.default_factory is MISSING:
+            raise ValueError(f"{path}.{one.name} is missing")
+    return cls(**values)
 
 
-def _find_wrong(path: str, record: Any, fields: dict[str, Any]) -> str | None:
-    if not isinstance(record, dict):
-        return f"{path.rstrip('.')} is a {type(record).__name__}, not a dictionary"
-    for name, kind in fields.items():
-        optional = isinstance(kind, tuple)
-        value = record.get(name)
-        if name not in record and not optional:
-            return f"{path}{name} is missing"
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            return f"{path}{name} is a {type(value).__name__}"
-    dtype = record.get("dtype")
-    known = dtype is None or (isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype))
-    return None if known else f"{path}dtype is {str(dtype)[:20]!r}"
+def _checked(value: Any, expected: object, path: str) -> Any:
+    """``value``, if it is of the annotated type; a dictionary becomes a record where one is expected."""
+    options = get_args(expected) if type(None) in get_args(expected) else (expected,)
+    record: Any = next((option for option in options if is_dataclass(option)), None)
+    if record is not None and value is not None:
+        return read_record(record, value, path)
+    kinds = tuple(get_origin(option) or option for option in options)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise ValueError(f"{path} is a {type(value).__name__}")
+    if path.endswith("dtype") and value is not None and not isinstance(getattr(torch, value, None), torch.dtype):
+        raise ValueError(f"{path} is {value[:20]!r}")
+    return value
 
 
-def _as_config(config: PreTrainedConfig | dict[str, Any] | None, record: dict[str, Any]) -> PreTrainedConfig | None:
+def _as_config(config: PreTrainedConfig | dict[str, Any] | None, record: ModuleRecord) -> PreTrainedConfig | None:
     """A config object from its dictionary, where the recorded class is one of transformers."""
-    return config_from_dict(config, record.get("class")) if isinstance(config, dict) else config
+    return config_from_dict(config, record.class_path) if isinstance(config, dict) else config
 
 
-def _without_paths(value: Any) -> Any:
+def _without_paths(value: object) -> Any:
     if isinstance(value, dict):
         return {key: _without_paths(entry) for key, entry in value.items() if key != "_name_or_path"}
     return [_without_paths(entry) for entry in value] if isinstance(value, list) else value

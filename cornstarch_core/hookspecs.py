@@ -3,8 +3,8 @@
 A plugin is a module, named by one entry point in the group ``cornstarch.plugins``, that implements any of these
 functions with the :data:`hookimpl` marker. Keep that module light: no torch, no transformers.
 
-Hooks run when plugins are activated, which is when something is first looked up, or when a model is composed; never
-inside ``forward``. What one returns has to be the same in every process.
+Hooks run when plugins are activated, which is when something is first looked up, or when a model is composed. They
+never run inside ``forward``. A hook has to return the same in every process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pluggy
 from .specs import CallbackSpec, CheckpointSpec, EncoderSpec, ProcessorSpec, ProjectorSpec
 
 if TYPE_CHECKING:
-    from .model import MultimodalModel
+    from transformers import PreTrainedModel
 
 __all__ = [
     "cornstarch_model_composed",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 hookspec = pluggy.HookspecMarker("cornstarch")
-"""Marks the functions below. The core's own; a plugin has no use for it."""
+"""Marks the functions below. Only the core needs it."""
 
 hookimpl = pluggy.HookimplMarker("cornstarch")
 """Marks a function of a plugin's module as the implementation of the hook of its name. Without it, the plugin is
@@ -45,7 +45,8 @@ def cornstarch_register_encoders() -> list[EncoderSpec]:
     ``ModalEncoderModule(module, name="...")`` names one by hand. Runs once per process, when the plugin is activated.
 
     Returns:
-        One :class:`~cornstarch_core.specs.EncoderSpec` for each family of encoders.
+        One :class:`~cornstarch_core.specs.EncoderSpec` for each family of encoders. Its target is a subclass of
+        :class:`~cornstarch_core.specs.EncoderInterface`.
 
     Example:
         >>> @hookimpl
@@ -56,8 +57,7 @@ def cornstarch_register_encoders() -> list[EncoderSpec]:
         ...             modality="series",
         ...             classes=("cornstarch_series.encoder:PatchEncoder",),
         ...             input_names=("series",),
-        ...             num_tokens="cornstarch_series.encoder:num_tokens",
-        ...             dummy_inputs="cornstarch_series.encoder:dummy_inputs",
+        ...             target="cornstarch_series.encoder:Patches",
         ...             processor="series",
         ...         )
         ...     ]
@@ -68,24 +68,18 @@ def cornstarch_register_encoders() -> list[EncoderSpec]:
 def cornstarch_register_projectors() -> list[ProjectorSpec]:
     """Add values for ``projection_type`` of a projector's config, and for ``init_projector_type`` of a model.
 
-    A projector that changes the number of features says by how much, with ``num_tokens``. One that does not take the
-    features of the encoder's dummy inputs, because they are too few, makes larger ones with ``dummy_inputs``;
-    ``count(encoder_inputs)`` tells it how many tokens of each item would reach it. Runs once per process, when the
-    plugin is activated.
+    The core registers its own ``"linear"`` and ``"mlp"`` by this hook. Runs once per process, when the plugin is
+    activated.
 
     Returns:
-        One :class:`~cornstarch_core.specs.ProjectorSpec` for each type.
+        One :class:`~cornstarch_core.specs.ProjectorSpec` for each type. Its target is a subclass of
+        :class:`~cornstarch_core.specs.ProjectorInterface`: ``build`` makes the module, and ``num_tokens`` counts if the
+        number of features changes.
 
     Example:
         >>> @hookimpl
         ... def cornstarch_register_projectors():
-        ...     return [
-        ...         ProjectorSpec(
-        ...             name="halve",
-        ...             build="cornstarch_series.halve:Halve",
-        ...             num_tokens="cornstarch_series.halve:num_tokens",
-        ...         )
-        ...     ]
+        ...     return [ProjectorSpec(name="halve", target="cornstarch_series.halve:HalveProjector")]
     """
 
 
@@ -98,7 +92,8 @@ def cornstarch_register_processors() -> list[ProcessorSpec]:
     ``wrap`` fits it to the encoder. Runs once per process, when the plugin is activated.
 
     Returns:
-        One :class:`~cornstarch_core.specs.ProcessorSpec` for each way to prepare media.
+        One :class:`~cornstarch_core.specs.ProcessorSpec` for each way to prepare media. Its target is a subclass of
+        :class:`~cornstarch_core.specs.ProcessorInterface`.
 
     Example:
         >>> @hookimpl
@@ -107,8 +102,7 @@ def cornstarch_register_processors() -> list[ProcessorSpec]:
         ...         ProcessorSpec(
         ...             name="series",
         ...             modality="series",
-        ...             build="cornstarch_series.processor:build",
-        ...             prepare="cornstarch_series.processor:prepare",
+        ...             target="cornstarch_series.processor:Series",
         ...             content_types=("series",),
         ...         )
         ...     ]
@@ -119,64 +113,67 @@ def cornstarch_register_processors() -> list[ProcessorSpec]:
 def cornstarch_register_callbacks() -> list[CallbackSpec]:
     """Add values for ``ModalEncoderModule(callbacks="...")``.
 
-    What ``build`` names makes a :class:`~cornstarch_core.ModalCallbacks` for one encoder when a model is composed, from
-    the ``callback_options`` that the user gives. Runs once per process, when the plugin is activated.
+    The target makes a :class:`~cornstarch_core.ModalCallbacks` for one encoder when a model is composed, from the
+    ``callback_options`` that the user gives. Runs once per process, when the plugin is activated.
 
     Returns:
-        One :class:`~cornstarch_core.specs.CallbackSpec` for each set of callbacks.
+        One :class:`~cornstarch_core.specs.CallbackSpec` for each set of callbacks. Its target is a subclass of
+        :class:`~cornstarch_core.specs.CallbacksInterface`.
 
     Example:
         >>> @hookimpl
         ... def cornstarch_register_callbacks():
-        ...     return [CallbackSpec(name="trend", modality="series", build="cornstarch_series.callbacks:trend")]
+        ...     return [CallbackSpec(name="trend", modality="series", target="cornstarch_series.callbacks:Trend")]
     """
 
 
 @hookspec
 def cornstarch_register_checkpoints() -> list[CheckpointSpec]:
-    """Add families of foreign checkpoints, known by the ``model_type`` in their ``config.json``.
+    """Add checkpoint families of other libraries, known by the ``model_type`` in their ``config.json``.
 
     ``MultimodalModel.from_pretrained`` and ``MultimodalProcessor.from_pretrained`` then read them, and
-    :func:`~cornstarch_core.checkpoint.export_pretrained` writes them. Which family a model is exported as is told by
-    its encoders: one of them must have the callback that ``CheckpointSpec.callback`` names. Families may share a
-    callback; then each says with ``CheckpointSpec.encoder`` which encoder that same one must be, too.
+    :func:`~cornstarch_core.interop.export_pretrained` writes them. One of a model's encoders decides as which family
+    the model is exported: it has the callback that ``CheckpointSpec.callback`` names. Families may share a callback;
+    then each names with ``CheckpointSpec.encoder`` the encoder that this one must be.
 
-    Many families of transformers are built alike: a tower, a projector, a decoder and a head. For those
-    :class:`~cornstarch_core.families.CheckpointFamily` reads and writes them without copying weights; a subclass says
-    how its classes name things, and its methods are the targets. Runs once per process, when the plugin is activated.
+    Many families of transformers are built alike: a tower, a projector, a decoder and a head.
+    :class:`~cornstarch_core.interop.CheckpointFamily` reads and writes those without copying weights. A subclass names
+    the parts of its family, and is the target. Runs once per process, when the plugin is activated.
 
     Returns:
-        One :class:`~cornstarch_core.specs.CheckpointSpec` for each family.
+        One :class:`~cornstarch_core.specs.CheckpointSpec` for each family. Its target is a subclass of
+        :class:`~cornstarch_core.specs.CheckpointInterface`.
 
     Example:
         >>> @hookimpl
         ... def cornstarch_register_checkpoints():
-        ...     shared = {"load": "cornstarch_speech.families:load", "export": "cornstarch_speech.families:export"}
+        ...     here = "cornstarch_speech.families"
         ...     return [
-        ...         CheckpointSpec(name="parrot", callback="speech", encoder="parrot", **shared),
-        ...         CheckpointSpec(name="magpie", callback="speech", encoder="magpie", **shared),
+        ...         CheckpointSpec(name="parrot", callback="speech", encoder="parrot", target=f"{here}:Parrot"),
+        ...         CheckpointSpec(name="magpie", callback="speech", encoder="magpie", target=f"{here}:Magpie"),
         ...     ]
     """
 
 
 @hookspec
-def cornstarch_model_composed(model: MultimodalModel) -> None:
+def cornstarch_model_composed(model: PreTrainedModel) -> None:
     """Touch a finished model, for example to patch a kernel or to attach a tracer.
 
-    Runs once for each model, at the end of composing it; so, too, when a saved one is loaded, whose weights are on the
-    meta device and not read yet. The plugins are called in the order of their ids. An error in here is raised as a
-    :class:`~cornstarch_core.errors.PluginError` that names the plugin.
+    Runs once for each model, at the end of composing it. When a saved model is loaded, it runs too: then the weights
+    are on the meta device and not read yet. The plugins are called in the order of their ids. An error in a hook is
+    raised as a :class:`~cornstarch_core.errors.PluginError` that names the plugin.
 
     Args:
-        model: the model that was composed, with all of its encoders, projectors and callbacks.
+        model: the composed :class:`~cornstarch_core.MultimodalModel`, with all of its encoders, projectors and
+            callbacks.
 
     Returns:
-        Nothing; what an implementation returns is not looked at.
+        Nothing; what an implementation returns is ignored.
 
     Example:
         >>> @hookimpl
         ... def cornstarch_model_composed(model):
         ...     for encoder in model.encoders.values():
-        ...         if encoder.module is not None:  # as for ready-made embeddings
+        ...         if encoder.module is not None:  # None for ready-made embeddings
         ...             encoder.module.register_forward_hook(lambda module, *_: print(type(module).__name__))
     """

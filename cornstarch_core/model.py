@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import copy
 import keyword
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Cache
 
-from . import checkpoint, description, merge
-from ._hf import (
-    CompositeModel,
-    accepted_names,
-    body_of,
-    check_generates_from_embeds,
-    check_language_model,
-    embed,
-    embedding_shape,
-    mask_of,
-    out_of_table,
-    unwrap,
-    warn_of_right_padding,
-)
+from ._hf.generation import check_generates_from_embeds, mask_of, warn_of_right_padding
+from ._hf.language_model import accepted_names, check_language_model, embedding_width, ids_in_table, without_head
+from ._hf.peft import unwrap
 from .config import MultimodalConfig
-from .distributed import check_calls, check_plugins, idle_output, must_run
-from .encoder import POSITIONS, ModalEncoderModule
-from .errors import CompositionError, InputError, PlaceholderMismatchError
+from .errors import CompositionError, InputError
+from .modeling import merge
+from .modeling.composition import Composition
+from .modeling.distributed import check_not_sharded, check_plugins, dummy_forward, needs_dummy_forward
+from .modeling.encoder import POSITIONS, ModalEncoderModule
+from .modeling.inputs import split_inputs, validate_inputs
 from .plugins import registry
-from .routing import batch_of, check_labels, check_places, checked_positions, has_media, route
+from .saving.build import build_encoders, build_language_model
+from .saving.describe import describe
+from .saving.encoders_by_name import load_encoder
+from .saving.load import load
+from .saving.save import save
 from .specs import ModalCallbacks
 
 __all__ = ["MultimodalModel"]
 
 
-class MultimodalModel(CompositeModel):
+class MultimodalModel(Composition):
     """A multimodal language model, composed of modality encoders and a language model.
 
     Args:
@@ -65,9 +62,6 @@ class MultimodalModel(CompositeModel):
         Linear(in_features=32, out_features=64, bias=True)
     """
 
-    config_class = MultimodalConfig
-    config: MultimodalConfig
-
     def __init__(
         self,
         config: MultimodalConfig | None = None,
@@ -87,18 +81,18 @@ class MultimodalModel(CompositeModel):
             if given is not None and not isinstance(given, Mapping):
                 raise TypeError(f"{name}= must be a dictionary by modality key, not {type(given).__name__}.")
         if language_model is None:
-            language_model = description.build_language_model(config)
+            language_model = build_language_model(config)
         check_language_model(language_model)
-        parts = description.build_encoders(config, encoders or {}, projectors or {}, callbacks or {})
+        parts = build_encoders(config, encoders or {}, projectors or {}, callbacks or {})
         super().__init__(config)
         self.check_finite = False
         self.language_model = language_model
-        _, width = embedding_shape(language_model)
+        width = embedding_width(self.language_model)
         for key, encoder in parts.items():
             self._add_encoder(key, encoder, width)
-        description.describe(self)
+        describe(self)
         self.post_init()
-        registry().model_composed(self)
+        registry().call_hook("cornstarch_model_composed", model=self)
 
     def _add_encoder(self, key: str, encoder: ModalEncoderModule, width: int) -> None:
         if not isinstance(encoder, ModalEncoderModule):
@@ -112,13 +106,7 @@ class MultimodalModel(CompositeModel):
         if any(encoder is other for other in self.children()):
             raise CompositionError(f"{key}: this ModalEncoderModule is another modality's already; make a second one.")
         encoder.complete(key, width, self.config.init_projector_type, self.config.init_activation)
-        self.config.encoders.setdefault(key, {})
         self.add_module(f"{key}_encoder", encoder)
-
-    @property
-    def encoders(self) -> dict[str, ModalEncoderModule]:
-        """The encoders by modality key."""
-        return {key: self.get_submodule(f"{key}_encoder") for key in self.config.encoders}  # type: ignore[misc]
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -127,7 +115,7 @@ class MultimodalModel(CompositeModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         encoder_inputs: Mapping[str, Mapping[str, Any]] | None = None,
@@ -141,7 +129,7 @@ class MultimodalModel(CompositeModel):
             position_ids: ``(B, S)`` int64, passed through.
             past_key_values: the language model's cache, passed through.
             inputs_embeds: ``(B, S, D)``, in place of ``input_ids``; then every modality needs ``positions``.
-            labels: ``(B, S)`` int64; the loss ignores -100, which placeholders become by themselves.
+            labels: ``(B, S)`` int64; the loss ignores -100. Placeholders become -100.
             encoder_inputs: one dictionary of inputs a modality, as :class:`~cornstarch_core.MultimodalProcessor` makes
                 them. ``positions`` among them, ``(P,)`` int64, says where the features go; without it the placeholders
                 are looked up by their id, which costs a device sync.
@@ -154,12 +142,12 @@ class MultimodalModel(CompositeModel):
             TypeError: nothing takes an argument, or two encoders do.
             PlaceholderMismatchError: placeholders and features differ in number.
         """
-        kwargs |= {
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-        }
-        return self.language_model(**self._arguments(input_ids, inputs_embeds, labels, encoder_inputs, kwargs))
+        kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values}
+        taker = type(unwrap(self.language_model))
+        embeds, _, labels, kwargs = self._prepare(input_ids, inputs_embeds, labels, encoder_inputs, kwargs, taker)
+        if labels is not None:
+            kwargs["labels"] = labels
+        return self.language_model(inputs_embeds=embeds, **kwargs)
 
     def forward_without_head(
         self,
@@ -169,16 +157,15 @@ class MultimodalModel(CompositeModel):
         encoder_inputs: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As :meth:`forward`, without ``labels``, up to what the language model's head would get.
+        """Run as :meth:`forward`, without ``labels``, up to the input of the language model's head.
 
-        For those who compute a loss without the logits of all tokens, as TRL's ``SFTTrainer`` does through
-        ``base_model``.
+        TRL's ``SFTTrainer``, which computes the loss without the logits of all tokens, calls it through ``base_model``.
 
         Args:
             input_ids: ``(B, S)`` int64, as in :meth:`forward`.
             inputs_embeds: ``(B, S, D)``, in place of ``input_ids``.
             encoder_inputs: one dictionary of inputs a modality.
-            **kwargs: likewise.
+            **kwargs: as in :meth:`forward`.
 
         Returns:
             The output of the language model's body, with ``last_hidden_state``, ``(B, S, D)``.
@@ -186,21 +173,9 @@ class MultimodalModel(CompositeModel):
         Raises:
             CompositionError: the language model can't be run without its head.
         """
-        return body_of(self.language_model)(**self._arguments(input_ids, inputs_embeds, None, encoder_inputs, kwargs))
-
-    def _arguments(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        labels: torch.Tensor | None,
-        encoder_inputs: Mapping[str, Mapping[str, Any]] | None,
-        kwargs: dict[str, Any],
-    ) -> dict[str, Any]:
-        """What the language model is called with."""
-        embeds, _, labels, kwargs = self._prepare(input_ids, inputs_embeds, labels, encoder_inputs, kwargs)
-        given = {name: value for name, value in {"labels": labels, **kwargs}.items() if value is not None}
-        self._check_names(given)
-        return {"inputs_embeds": embeds, **given}
+        taker = type(unwrap(self.language_model))
+        embeds, _, _, kwargs = self._prepare(input_ids, inputs_embeds, None, encoder_inputs, kwargs, taker)
+        return without_head(self.language_model)(inputs_embeds=embeds, **kwargs)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -212,12 +187,12 @@ class MultimodalModel(CompositeModel):
         encoder_inputs: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate text, as the language model's own ``generate`` does: same arguments, same results.
+        """Generate text with the language model's own ``generate``.
 
-        A batch has to be padded on the left, since every row is continued at its end:
+        A batch has to be padded on the left, since generating continues the end of every row:
         ``processor(..., padding_side="left")``, or a chat template with ``add_generation_prompt=True``.
 
-        Media are encoded once. They are given as to :meth:`forward`; everything else in ``kwargs`` goes to the language
+        Media are encoded once. They are given as in :meth:`forward`; everything else in ``kwargs`` goes to the language
         model's ``generate``.
 
         Args:
@@ -228,7 +203,7 @@ class MultimodalModel(CompositeModel):
             **kwargs: ``attention_mask``, ``max_new_tokens`` and the like; or an encoder's inputs by their bare names.
 
         Returns:
-            What the language model's ``generate`` returns; the prompt is part of it, as ever.
+            What the language model's ``generate`` returns, with the prompt in front.
 
         Raises:
             ValueError: the language model can't generate from embeddings, or doesn't know an argument; or media are
@@ -244,7 +219,7 @@ class MultimodalModel(CompositeModel):
         if kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = mask_of(input_ids, self.generation_config, kwargs)
         warn_of_right_padding(kwargs["attention_mask"])
-        safe_ids = self._in_table(input_ids)
+        safe_ids = ids_in_table(self.language_model, input_ids, self.config.modality_token_ids.values())
         result = self.language_model.generate(input_ids=safe_ids, inputs_embeds=embeds, **kwargs)
         if safe_ids is not input_ids:  # the prompt comes back as it was given
             sequences = result if isinstance(result, torch.Tensor) else result.sequences
@@ -259,98 +234,47 @@ class MultimodalModel(CompositeModel):
         labels: torch.Tensor | None,
         encoder_inputs: Mapping[str, Mapping[str, Any]] | None,
         kwargs: dict[str, Any],
+        taker: type[nn.Module] | None = None,
     ) -> tuple[torch.Tensor, bool, torch.Tensor | None, dict[str, Any]]:
         """The one path that forward and generate share.
 
         Returns ``(embeddings, whether there are media among them, labels, arguments for the language model)``.
         """
-        media, kwargs = route(self.encoders, encoder_inputs, kwargs)
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        if tokens is None:
-            raise InputError("input_ids or inputs_embeds is missing; MultimodalProcessor makes input_ids from text.")
-        batch = batch_of(tokens, 2 if inputs_embeds is None else 3)
-        check_labels(labels, batch)
-        placed = [self._encode(key, media.get(key, {}), input_ids, batch) for key in self.encoders]
-        found = [one for one in placed if isinstance(one, tuple)]
-        idle = [one for one in placed if isinstance(one, torch.Tensor)]
+        encoders, token_ids = self.encoders, self.config.modality_token_ids
+        media, kwargs = split_inputs(encoders, encoder_inputs, kwargs, taker)
+        positions = {key: inputs.pop(POSITIONS) for key, inputs in media.items() if POSITIONS in inputs}
+        if input_ids is not None:
+            for key in token_ids.keys() - positions.keys():
+                positions[key] = merge.find_positions(input_ids, token_ids[key])
+        there = validate_inputs(encoders, media, positions, input_ids, inputs_embeds, labels, token_ids)
         if inputs_embeds is None:
-            inputs_embeds = embed(self.language_model, self._in_table(tokens))
+            assert input_ids is not None  # as validated
+            safe_ids = ids_in_table(self.language_model, input_ids, token_ids.values())
+            inputs_embeds = self.language_model.get_input_embeddings()(safe_ids)
+        found = {}
+        for key, encoder in encoders.items():  # all ranks run their encoders in this order
+            if encoder.callbacks.data_dependent_calls:
+                check_not_sharded(encoder)
+            if key in there:
+                features = encoder(**media[key])[0]
+                found[key] = merge.checked_features(key, there[key], features, inputs_embeds.shape)
+                if self.check_finite and not torch.isfinite(found[key]).all():
+                    raise InputError(
+                        f"{key}: the features hold NaN or infinite values; look at this modality's inputs."
+                    )
+            elif needs_dummy_forward(encoder):
+                inputs_embeds = inputs_embeds + dummy_forward(encoder).to(inputs_embeds)
         if found:
-            positions_P = torch.cat([positions for positions, _ in found]).to(inputs_embeds.device)  # noqa: N806
-            features_ND = torch.cat([features for _, features in found])  # noqa: N806
-            inputs_embeds = merge.place(inputs_embeds, positions_P, features_ND)
+            positions_P = torch.cat([there[key] for key in found]).to(inputs_embeds.device)  # noqa: N806
+            features_ND = torch.cat(list(found.values()))  # noqa: N806
+            inputs_embeds = merge.place_features(inputs_embeds, positions_P, features_ND)
             labels = merge.mask_labels(labels, positions_P) if labels is not None else None
-        for zero in idle:
-            inputs_embeds = inputs_embeds + zero.to(inputs_embeds)
         return inputs_embeds, bool(found), labels, kwargs
-
-    def _in_table(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return out_of_table(self.language_model, input_ids, list(self.config.modality_token_ids.values()))
-
-    def _encode(
-        self, key: str, inputs: Mapping[str, Any], input_ids: torch.Tensor | None, batch: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor | None:
-        """``(positions (P,), features (P, D))`` of one modality; ``None`` if the batch has none of it.
-
-        Or then a zero, if other ranks wait for the encoder: all run their encoders in one order.
-        """
-        encoder = self.encoders[key]
-        check_calls(encoder)
-        positions = self._positions(key, inputs, input_ids, batch)
-        if not has_media(encoder, inputs):
-            if positions is not None and len(positions):
-                raise PlaceholderMismatchError(
-                    f"{key}: the prompt has {len(positions)} placeholder tokens, but no media are given. "
-                    f"Pass {encoder.input_names[0]}, or take the placeholders out of the text."
-                )
-            return idle_output(encoder) if must_run(encoder) else None
-        if positions is None:
-            raise InputError(
-                f"{key}: where its features go is not known. Use MultimodalProcessor(model=...), which says so, or "
-                f'tell the placeholder\'s token id, mllm.set_modality_token_ids({{"{key}": token_id}}), and pass ids.'
-            )
-        features = encoder(**inputs)[0]
-        merge.check_count(key, positions, features, batch)
-        features = merge.flatten(features)
-        self._check_features(key, features)
-        return positions, features
-
-    def _positions(
-        self, key: str, inputs: Mapping[str, Any], input_ids: torch.Tensor | None, batch: tuple[int, int]
-    ) -> torch.Tensor | None:
-        token_id = self.config.modality_token_ids.get(key)
-        if POSITIONS in inputs:
-            positions = checked_positions(key, inputs[POSITIONS])
-            if token_id is not None and input_ids is not None and input_ids.shape == batch:
-                check_places(key, positions, input_ids, token_id)
-            return positions
-        if token_id is None or input_ids is None:
-            return None
-        return merge.find_positions(input_ids, token_id)
-
-    def _check_features(self, key: str, features: torch.Tensor) -> None:
-        _, width = embedding_shape(self.language_model)
-        if features.shape[-1] != width:
-            raise CompositionError(
-                f"{key}: the projector gives features of width {features.shape[-1]}, the language model's embeddings "
-                f"have {width}. Build the projector for {width}."
-            )
-        if self.check_finite and not torch.isfinite(features).all():
-            raise InputError(f"{key}: the features hold NaN or infinite values; look at this modality's inputs.")
-
-    def _check_names(self, arguments: Mapping[str, Any]) -> None:
-        unknown = sorted(arguments.keys() - accepted_names(self.language_model))
-        if unknown:
-            takers = {key: ", ".join(encoder.all_input_names) for key, encoder in self.encoders.items()}
-            raise TypeError(
-                f"nothing takes {', '.join(unknown)}: neither {type(unwrap(self.language_model)).__name__} nor an "
-                f"encoder ({'; '.join(f'{key}: {names}' for key, names in takers.items()) or 'there is none'})."
-            )
 
     @property
     def accepts_loss_kwargs(self) -> bool:
         """Whether a trainer may pass ``num_items_in_batch``."""
-        return "num_items_in_batch" in accepted_names(self.language_model)
+        return "num_items_in_batch" in accepted_names(type(unwrap(self.language_model)).forward)
 
     # --- settings -----------------------------------------------------------------------------------------------------
 
@@ -378,8 +302,7 @@ class MultimodalModel(CompositeModel):
         pairs = encoders.values() if isinstance(encoders, Mapping) else [encoders]
         if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
             raise TypeError(
-                f"encoders= must be {{key: (module, projector)}}, such as {{'vision': (False, True)}}; got "
-                f"{encoders!r}."
+                f"encoders= must be {{key: (module, projector)}}, like {{'vision': (False, True)}}; got {encoders!r}."
             )
         self._check_keys(encoders)
         for key, (module, projector) in encoders.items():
@@ -391,7 +314,7 @@ class MultimodalModel(CompositeModel):
             self.language_model.requires_grad_(language_model)
 
     def set_modality_token_ids(self, token_ids: Mapping[str, int]) -> None:
-        """Tell the placeholder token's id of each modality; kept in the config. It may lie outside the vocabulary.
+        """Set the ids of placeholder tokens. They are kept in the config, and may lie outside the vocabulary.
 
         Args:
             token_ids: id by modality key; what is not named stays as it is.
@@ -405,7 +328,7 @@ class MultimodalModel(CompositeModel):
         if shared:
             raise ValueError(f"{', '.join(shared)} would share a placeholder's token id; give each one of its own.")
         for key, token_id in token_ids.items():
-            self.config.encoders[key]["token_id"] = int(token_id)
+            self.config.encoders[key].token_id = int(token_id)
 
     def _check_keys(self, keys: Mapping[str, Any]) -> None:
         unknown = sorted(keys.keys() - self.encoders.keys())
@@ -453,7 +376,7 @@ class MultimodalModel(CompositeModel):
         unknown = sorted((callbacks.keys() | options.keys()) - encoders.keys())
         if unknown:
             raise ValueError(f"callbacks for {', '.join(unknown)}, but encoders= has only {', '.join(encoders)}.")
-        modules = {key: checkpoint.load_encoder(key, name, **from_pretrained_kwargs) for key, name in encoders.items()}
+        modules = {key: load_encoder(key, name, **from_pretrained_kwargs) for key, name in encoders.items()}
         return cls(
             encoders={
                 key: ModalEncoderModule(module, callbacks=callbacks.get(key), callback_options=options.get(key))
@@ -467,7 +390,7 @@ class MultimodalModel(CompositeModel):
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls,
-        pretrained_model_name_or_path: Any,
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *args: Any,
         encoders: Mapping[str, nn.Module] | None = None,
         language_model: nn.Module | None = None,
@@ -497,10 +420,10 @@ class MultimodalModel(CompositeModel):
             "projectors": projectors,
             "callbacks": callbacks,
         }
-        return checkpoint.load(cls, super().from_pretrained, pretrained_model_name_or_path, args, given, kwargs)
+        return load(cls, pretrained_model_name_or_path, args, given, kwargs)
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: Any, is_main_process: bool = True, **kwargs: Any
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
         """Save the model as safetensors and one config. Over an existing model: a crash leaves the old or the new.
 
@@ -512,7 +435,7 @@ class MultimodalModel(CompositeModel):
         Raises:
             CheckpointError: a part can't be saved so that it comes back equal; says the way out.
         """
-        checkpoint.save(self, super().save_pretrained, save_directory, is_main_process, kwargs)
+        save(self, save_directory, is_main_process, kwargs)
 
 
 _RESERVED_CONFIGS = {

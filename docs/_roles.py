@@ -1,10 +1,9 @@
-"""What pages show of docstrings: names for Sphinx's roles, and examples as code. A hook of Griffe, which reads them.
+"""A Griffe extension that rewrites docstrings for the documentation site: Sphinx roles to names, examples to code.
 
-It keeps to a section ``Examples:`` for doctests, and would take a role's colon for the end of a name.
+Griffe recognises doctests only in a section ``Examples:``, and does not know Sphinx roles.
 """
 
 import re
-from typing import Any
 
 from griffe import Extension, Object
 
@@ -14,14 +13,14 @@ _LITERAL = re.compile(r"(?<=\w)::$", re.MULTILINE)
 
 
 def shown(text: str) -> str:
-    """A docstring with ``:class:`~package.Name` `` as ``Name``, and its example where Griffe looks for one."""
+    """Rewrite a docstring: ``:class:`~package.Name` `` becomes ``Name``, and ``Example:`` becomes ``Examples:``."""
     return _LITERAL.sub(":", _EXAMPLE.sub(r"\1Examples:\n", _ROLE.sub(r"`\1`", text)))
 
 
 class Roles(Extension):
     """Rewrites every docstring."""
 
-    def on_instance(self, *, obj: Object, **kwargs: Any) -> None:
-        """One that was found."""
+    def on_instance(self, *, obj: Object, **kwargs: object) -> None:
+        """Rewrite the docstring of one object."""
         if obj.docstring is not None:
             obj.docstring.value = shown(obj.docstring.value)

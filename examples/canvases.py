@@ -1,4 +1,4 @@
-"""Canvases for read_canvas.py: scanned digits in a row, in a column or scattered, and the words to read on them."""
+"""Canvases for read_canvas.py: images of scanned digits in a row, in a column or scattered, with the words for them."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from torch.utils.data import Dataset
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 LAYOUTS = ["row", "column", "scattered"]
-DIGIT = 16  # pixels: twice the scans' own size
+DIGIT = 16  # pixels: twice the size of a scan
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """A picture, what is written on it, and how: ``"single"`` or one of ``LAYOUTS``."""
+    """An image of digits, the words for them, and their layout: ``"single"`` or one of ``LAYOUTS``."""
 
     image: Image.Image
     words: str
@@ -23,14 +23,14 @@ class Canvas:
 
     @property
     def digits(self) -> int:
-        """How many digits it has."""
+        """The number of digits."""
         return len(self.words.split())
 
 
 class Canvases(Dataset):
-    """Canvases out of the scans that are for training, or out of those held out; each index its own, always the same.
+    """Canvases for training, or held-out ones; an index always gives the same canvas.
 
-    Of scikit-learn's 1,797 scans 300 are held out: no canvas of one part has a scan of the other.
+    Of scikit-learn's 1,797 scans 300 are held out, so training canvases and held-out canvases have no scan in common.
     """
 
     def __init__(self, size: int, held_out: bool = False) -> None:
@@ -49,26 +49,26 @@ class Canvases(Dataset):
         count = int(rng.integers(1, 5))
         chosen = rng.integers(len(self.scans), size=count)
         layout = "single" if count == 1 else str(rng.choice(LAYOUTS))
-        image = draw([self.scans[i] for i in chosen], layout, rng, wobble=not self.held_out)
+        image = draw([self.scans[i] for i in chosen], layout, rng, distort=not self.held_out)
         return Canvas(image, " ".join(WORDS[self.targets[i]] for i in chosen), layout)
 
 
-def draw(scans: list[np.ndarray], layout: str, rng: np.random.Generator, wobble: bool) -> Image.Image:
-    """Put digits into the cells of a grid, in reading order, each somewhere in its cell."""
+def draw(scans: list[np.ndarray], layout: str, rng: np.random.Generator, distort: bool) -> Image.Image:
+    """Place digits into the cells of a grid in reading order, each at a random position inside its cell."""
     count = len(scans)
     rows, columns = {"row": (1, count), "column": (count, 1), "scattered": (2, 2), "single": (1, 1)}[layout]
-    height, width = DIGIT + rng.integers(0, 5, size=2) * (rows > 1, columns > 1)  # of a cell
+    height, width = DIGIT + rng.integers(0, 5, size=2) * (rows > 1, columns > 1)  # the size of a cell
     cells = np.sort(rng.choice(rows * columns, count, replace=False))
     canvas = np.zeros((rows * height, columns * width), "uint8")
     for scan, cell in zip(scans, cells, strict=True):
         top = cell // columns * height + rng.integers(height - DIGIT + 1)
         left = cell % columns * width + rng.integers(width - DIGIT + 1)
-        canvas[top : top + DIGIT, left : left + DIGIT] = enlarge(scan, rng if wobble else None)
+        canvas[top : top + DIGIT, left : left + DIGIT] = enlarge(scan, rng if distort else None)
     return Image.fromarray(canvas)
 
 
 def enlarge(scan: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-    """A scan at the size of a digit; with ``rng`` a little sheared, scaled and moved, so that no two are the same."""
+    """Enlarge a scan to the size of a digit; with ``rng`` also shear, scale and shift it a little at random."""
     matrix = np.eye(2) * scan.shape[0] / DIGIT
     shift = np.zeros(2)
     if rng is not None:

@@ -1,8 +1,8 @@
-"""Teach a vision-language model, composed out of a small ViT and a small Llama, to read handwritten digits.
+"""Train a vision-language model, composed of a small ViT and a small Llama, to read handwritten digits.
 
     python examples/digits.py            trains, generates, and writes runs/digits/ (under three minutes on two cores)
 
-Both models start from random weights, so nothing is downloaded. With a hub at hand you would load them instead:
+Both models start from random weights, so nothing is downloaded. To start from pretrained models, load them with
 ``MultimodalModel.compose(language_model="...", encoders={"vision": "..."})``; everything after that stays the same.
 """
 
@@ -34,7 +34,7 @@ CHAT = (
 
 
 def load_scans():
-    """1,797 scans of 8 x 8 pixels as pictures, and the words for them; 300 of them held out."""
+    """Load 1,797 scans of 8 x 8 pixels as images with the words for them, and hold out 300 of them."""
     digits = load_digits()
     scans = [Image.fromarray((scan * 255 / 16).astype("uint8")) for scan in digits.images]
     words = [WORDS[digit] for digit in digits.target]
@@ -42,7 +42,7 @@ def load_scans():
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that knows the words of this conversation."""
+    """Make a tokenizer for the words of this conversation."""
     special = ["<pad>", "<unk>", "<end>", "<user>", "<assistant>"]
     vocabulary = {word: i for i, word in enumerate([*special, *QUESTION.split(), *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -57,7 +57,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def compose_model(tokenizer: PreTrainedTokenizerFast) -> MultimodalModel:
-    """A small ViT, a projector made on the way, and a small Llama."""
+    """Compose a small ViT and a small Llama; composing creates the projector between them."""
     torch.manual_seed(0)
     vit = ViTModel(
         ViTConfig(
@@ -88,13 +88,13 @@ def compose_model(tokenizer: PreTrainedTokenizerFast) -> MultimodalModel:
 
 
 def conversation(scan: Image.Image, answer: str | None = None) -> list[dict]:
-    """The question about a scan, and the answer if it is known."""
+    """Make a conversation: the question about a scan, and the answer if it is given."""
     messages = [{"role": "user", "content": [{"type": "image", "image": scan}, {"type": "text", "text": QUESTION}]}]
     return messages if answer is None else [*messages, {"role": "assistant", "content": answer}]
 
 
 def train(model: MultimodalModel, processor: MultimodalProcessor, scans: list, words: list) -> list[float]:
-    """Plain PyTorch: a data loader, an optimizer, a loop. Returns the loss of every step."""
+    """Train with plain PyTorch: a data loader, an optimizer and a loop. Return the loss of each step."""
     samples = [conversation(scan, word) for scan, word in zip(scans, words, strict=True)]
     loader = DataLoader(samples, BATCH, shuffle=True, collate_fn=MultimodalCollator(processor, train_on="assistant"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
@@ -116,7 +116,7 @@ def train(model: MultimodalModel, processor: MultimodalProcessor, scans: list, w
 
 
 def read(model: MultimodalModel, processor: MultimodalProcessor, scans: list) -> list[str]:
-    """What the model generates for each scan, in batches."""
+    """Generate an answer for each scan, in batches."""
     model.eval()
     answers = []
     for start in tqdm(range(0, len(scans), 100), desc="reading", unit="batch"):
@@ -132,7 +132,7 @@ def read(model: MultimodalModel, processor: MultimodalProcessor, scans: list) ->
 
 
 def main() -> None:
-    """Train, read the held-out scans, save, and check in a fresh process that the saved model reads the same."""
+    """Train, read the held-out scans, save, and check in a new process that the saved model gives the same answers."""
     train_scans, test_scans, train_words, test_words = load_scans()
     tokenizer = make_tokenizer()
     model = compose_model(tokenizer)
@@ -147,12 +147,13 @@ def main() -> None:
     metrics = {"accuracy": accuracy, "reloaded_equal": reloaded_equal, "held_out": len(answers), "steps": len(losses)}
     (FOLDER / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     draw_report(FOLDER / "report.png", losses, test_scans, test_words, answers)
-    print(f"{accuracy:.1%} of {len(answers)} held-out scans read correctly; reloaded equal: {reloaded_equal}")
+    print(f"{accuracy:.1%} of {len(answers)} held-out scans are read correctly;")
+    print(f"the saved model gives the same answers: {reloaded_equal}")
     print(f"look at {FOLDER / 'report.png'}")
 
 
 def check() -> None:
-    """Load what was saved, in this fresh process, and exit with 0 if it gives the same answers."""
+    """Load the saved model in this new process, and exit with 0 if it gives the same answers."""
     _, test_scans, _, _ = load_scans()
     model = MultimodalModel.from_pretrained(FOLDER / "model")
     processor = MultimodalProcessor.from_pretrained(FOLDER / "model")
@@ -160,5 +161,5 @@ def check() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # models this small gain nothing from more
+    torch.set_num_threads(1)  # more threads don't speed up models this small
     check() if "--check" in sys.argv else main()

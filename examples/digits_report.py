@@ -1,4 +1,4 @@
-"""The picture that digits.py leaves: how the loss fell, which digits are confused, and what was read."""
+"""Draws the report of digits.py: the loss, the digits that are confused, and scans with the model's answers."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 def draw_report(
     path: Path, losses: list[float], scans: list[Image.Image], words: list[str], answers: list[str]
 ) -> None:
-    """Draw loss curve, table of confusions and a grid of scans with their readings; mistakes first, in red."""
+    """Draw the loss curve, a table of confusions, and a grid of scans with their answers: mistakes first, in red."""
     right = [word == answer for word, answer in zip(words, answers, strict=True)]
     figure = plt.figure(figsize=(15, 11), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.7])
@@ -54,7 +54,7 @@ def _draw_confusions(axes: plt.Axes, words: list[str], answers: list[str]) -> No
             axes.text(column, row, count, ha="center", va="center", color=color, fontsize=9)
     axes.set_xticks(range(len(order)), order, rotation=60)
     axes.set_yticks(range(len(order)), order)
-    axes.set(title="What was read", xlabel="the model's answer", ylabel="the scan shows")
+    axes.set(title="Answers", xlabel="the model's answer", ylabel="digit in the scan")
 
 
 def _draw_scans(figure: plt.Figure, scans: list[Image.Image], words: list[str], answers: list[str]) -> None:

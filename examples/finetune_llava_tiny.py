@@ -1,6 +1,6 @@
-"""What finetune_llava.py --tiny runs on: small checkpoints and data, in the layouts of the large ones.
+"""Writes the models and data of finetune_llava.py --tiny: small checkpoints and data in the layouts of the large ones.
 
-The data are scikit-learn's scans of handwritten digits; the checkpoints have random weights.
+The images are scikit-learn's scans of handwritten digits; the checkpoints have random weights.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTINGS = {
     "save_every": 50,
     "show_every": 50,
 }
-"""In place of the defaults, which are for large models."""
+"""These values replace the defaults, which are for large models."""
 CHAT = (
     "{% for message in messages %}<{{ message.role }}> {% for part in message.content %}"
     "{% if part.type == 'image' %}<vision> {% else %}{{ part.text }} {% endif %}{% endfor %}<end> {% endfor %}"
@@ -42,7 +42,7 @@ CHAT = (
 
 
 def write_tiny(args: argparse.Namespace) -> None:
-    """Write everything below ``args.output``, once, and point ``args`` at it."""
+    """Write all files below ``args.output`` unless they exist, and set their paths in ``args``."""
     folder = args.output / "tiny"
     with PartialState().main_process_first():
         if not (folder / "finetune.json").exists():
@@ -53,7 +53,7 @@ def write_tiny(args: argparse.Namespace) -> None:
 
 
 def write(folder: Path) -> None:
-    """Images and JSON as LLaVA publishes them, then both checkpoints; the last file is the sign that all are there."""
+    """Write both checkpoints, then images and JSON as LLaVA publishes them. The last file marks that all exist."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
@@ -70,7 +70,7 @@ def write(folder: Path) -> None:
 
 
 def write_image(folder: Path, index: int, scan) -> str:
-    """One scan as a picture of 32 x 32; returns its path below the folder."""
+    """Write a scan as an image of 32 x 32 pixels; return its path below the folder."""
     name = f"digits/{index:06}.png"
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray((scan * 255 / 16).astype("uint8")).resize((32, 32), Image.Resampling.BICUBIC)
@@ -79,14 +79,14 @@ def write_image(folder: Path, index: int, scan) -> str:
 
 
 def caption(index: int, image: str, digit: int) -> dict:
-    """As in blip_laion_cc_sbu_558k.json: an instruction, before or after the image, and a caption."""
+    """Make an entry as in blip_laion_cc_sbu_558k.json: an instruction before or after the image, and a caption."""
     value = f"<image>\n{CAPTION}" if index % 2 else f"{CAPTION}\n<image>"
     turns = [{"from": "human", "value": value}, {"from": "gpt", "value": f"the digit {WORDS[digit]}"}]
     return {"id": f"{index:09}", "image": image, "conversations": turns}
 
 
 def conversation(index: int, image: str, digit: int) -> dict:
-    """As in llava_v1_5_mix665k.json: questions and answers; ids of two kinds; one in ten without an image."""
+    """Make an entry as in llava_v1_5_mix665k.json: two questions about an image, or one in ten without an image."""
     if index % 10 == 0 and index < 1370:
         turns = [{"from": "human", "value": GREETING}, {"from": "gpt", "value": "a small model"}]
         return {"id": f"text_{index}", "model": "", "conversations": turns}
@@ -100,7 +100,7 @@ def conversation(index: int, image: str, digit: int) -> dict:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One that knows the words of these conversations."""
+    """Make a tokenizer for the words of these conversations."""
     special = ["<pad>", "<unk>", "<end>", "<user>", "<assistant>"]
     words = f"{CAPTION} {QUESTION} {PARITY} {GREETING} the digit a small model yes no".split()
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*special, *words, *WORDS]))}
@@ -117,7 +117,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_clip() -> CLIPVisionModel:
-    """Sixteen patches."""
+    """Make a CLIP vision encoder for 16 patches, with random weights."""
     config = CLIPVisionConfig(
         image_size=32, patch_size=8, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
     )
@@ -125,7 +125,7 @@ def make_clip() -> CLIPVisionModel:
 
 
 def make_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Two layers."""
+    """Make a Llama of two layers, with random weights."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,

@@ -1,11 +1,11 @@
-"""Teach a model to hear which keys of a telephone are pressed, and to compare what it hears with what it sees.
+"""Train a model to recognise telephone keys from audio, and to compare a key with the digit in an image.
 
     python examples/keypad.py            trains, generates, and writes runs/keypad/ (under five minutes on two cores)
 
-A small Whisper encoder for sounds, a small ViT for scans and a small Llama are composed into one model, which learns
+A small Whisper encoder for audio, a small ViT for images and a small Llama are composed into one model, which learns
 three tasks at once: to write down a dialled number, to read a scanned digit, and to say whether the two are the same.
 
-All start from random weights, so nothing is downloaded. With a hub at hand you would load them instead:
+All parts start from random weights, so nothing is downloaded. To start from pretrained models, load them with
 ``MultimodalModel.compose(language_model="...", encoders={"audio": "...", "vision": "..."})``.
 """
 
@@ -44,7 +44,7 @@ CHAT = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that knows the words of these conversations."""
+    """Make a tokenizer for the words of these conversations."""
     special = ["<pad>", "<unk>", "<end>", "<user>", "<assistant>"]
     words = f"{WRITE} {READ} {COMPARE} yes no".split()
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*special, *words, *DIGITS]))}
@@ -59,8 +59,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_ear() -> ModalEncoderModule:
-    """A Whisper encoder that hears one second at a time, in 50 frames, and a projector that makes a token of two."""
+def make_audio_encoder() -> ModalEncoderModule:
+    """Make a Whisper encoder for windows of one second (50 frames), and a projector that merges two frames."""
     whisper = WhisperEncoder(
         WhisperConfig(
             max_source_positions=50,
@@ -68,7 +68,7 @@ def make_ear() -> ModalEncoderModule:
             encoder_layers=1,
             encoder_attention_heads=4,
             encoder_ffn_dim=2 * WIDTH,
-            init_std=0.1,  # the default range of first weights, here and below, is for models ten times as wide
+            init_std=0.1,  # the default for initial weights, here and below, suits models ten times as wide
         )
     )
     projector = MultimodalProjectorConfig(
@@ -77,8 +77,8 @@ def make_ear() -> ModalEncoderModule:
     return ModalEncoderModule(whisper, MultimodalProjector(projector), callbacks="audio")
 
 
-def make_eye() -> ModalEncoderModule:
-    """A ViT that sees a scan of 8 x 8 pixels in four patches."""
+def make_vision_encoder() -> ModalEncoderModule:
+    """Make a ViT that divides a scan of 8 x 8 pixels into four patches."""
     vit = ViTModel(
         ViTConfig(
             image_size=8,
@@ -96,7 +96,7 @@ def make_eye() -> ModalEncoderModule:
 
 
 def compose_model(tokenizer: PreTrainedTokenizerFast) -> MultimodalModel:
-    """An ear, an eye, and a small Llama; the eye's projector is made on the way."""
+    """Compose both encoders and a small Llama; composing creates the projector of the ViT."""
     torch.manual_seed(SEED)
     llama = LlamaForCausalLM(
         LlamaConfig(
@@ -111,12 +111,12 @@ def compose_model(tokenizer: PreTrainedTokenizerFast) -> MultimodalModel:
             bos_token_id=None,
         )
     )
-    encoders = {"audio": make_ear(), "vision": make_eye()}
+    encoders = {"audio": make_audio_encoder(), "vision": make_vision_encoder()}
     return MultimodalModel(encoders=encoders, language_model=llama, init_projector_type="mlp")
 
 
 def conversation(exercise: Exercise) -> list[dict]:
-    """What the user asks: a scan, a sound or both, and the question about them."""
+    """Make the user's message: a scan, an audio clip or both, and the question about them."""
     content = []
     if exercise.scan is not None:
         content.append({"type": "image", "image": exercise.scan})
@@ -126,12 +126,12 @@ def conversation(exercise: Exercise) -> list[dict]:
 
 
 def make_batch(collator: MultimodalCollator, exercises: list[Exercise]) -> dict:
-    """What the model trains on: the questions with their answers."""
+    """Make a training batch of the questions with their answers."""
     return collator([[*conversation(one), {"role": "assistant", "content": one.answer}] for one in exercises])
 
 
 def train(model: MultimodalModel, processor: MultimodalProcessor) -> list[float]:
-    """Plain PyTorch: exercises that are made as they are needed, an optimizer, a loop. Returns each step's loss."""
+    """Train with plain PyTorch: exercises made on demand, an optimizer and a loop. Return the loss of each step."""
     size = STEPS * BATCH // 3
     loader = DataLoader(
         ConcatDataset([Numbers(size, SEED), Scans(size, SEED), Pairs(size, SEED)]),
@@ -158,7 +158,7 @@ def train(model: MultimodalModel, processor: MultimodalProcessor) -> list[float]
 
 
 def answer(model: MultimodalModel, processor: MultimodalProcessor, exercises: list[Exercise]) -> list[str]:
-    """What the model generates for each exercise, in batches."""
+    """Generate an answer to each exercise, in batches."""
     model.eval()
     answers = []
     for start in tqdm(range(0, len(exercises), SAMPLE), desc="answering", unit="batch"):
@@ -173,7 +173,7 @@ def answer(model: MultimodalModel, processor: MultimodalProcessor, exercises: li
 
 
 def held_out() -> dict[str, list[Exercise]]:
-    """What the model is examined on; without a scan, or without the sound, a pair can't be compared."""
+    """The held-out exercises; a pair with a blank scan or with silence can only be guessed."""
     pairs = list(Pairs(HELD_OUT, SEED, held_out=True))
     return {
         "number": list(Numbers(HELD_OUT, SEED, held_out=True)),
@@ -185,12 +185,12 @@ def held_out() -> dict[str, list[Exercise]]:
 
 
 def accuracy(exercises: list[Exercise], answers: list[str]) -> float:
-    """The share of answers that are right from the first word to the last."""
+    """The share of answers that are right in every word."""
     return sum(one.answer == said for one, said in zip(exercises, answers, strict=True)) / len(exercises)
 
 
 def main() -> None:
-    """Train, examine, save, and check in a fresh process that the saved model answers the same."""
+    """Train, evaluate, save, and check in a new process that the saved model gives the same answers."""
     tokenizer = make_tokenizer()
     model = compose_model(tokenizer)
     processor = MultimodalProcessor(tokenizer=tokenizer, model=model, chat_template=CHAT)
@@ -205,15 +205,16 @@ def main() -> None:
     metrics = {**accuracies, "reloaded_equal": reloaded_equal, "held_out": HELD_OUT, "steps": len(losses), "seed": SEED}
     (FOLDER / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     draw_report(FOLDER / "report.png", losses, exercises, answers, accuracies)
-    print(f"of {HELD_OUT} held-out numbers {metrics['number_accuracy']:.1%} are written without a mistake;")
-    print(f"of {HELD_OUT} held-out pairs {metrics['pair_accuracy']:.1%} are compared correctly,")
+    print(f"{metrics['number_accuracy']:.1%} of {HELD_OUT} held-out numbers are written without a mistake;")
+    print(f"{metrics['pair_accuracy']:.1%} of {HELD_OUT} held-out pairs are compared correctly,")
     print(f"{metrics['pair_without_scan_accuracy']:.1%} with a blank scan, ", end="")
-    print(f"{metrics['pair_without_sound_accuracy']:.1%} with silence; reloaded equal: {reloaded_equal}")
+    print(f"{metrics['pair_without_sound_accuracy']:.1%} with silence;")
+    print(f"the saved model gives the same answers: {reloaded_equal}")
     print(f"look at {FOLDER / 'report.png'}")
 
 
 def check() -> None:
-    """Load what was saved, in this fresh process, and exit with 0 if it gives the same answers."""
+    """Load the saved model in this new process, and exit with 0 if it gives the same answers."""
     model = MultimodalModel.from_pretrained(FOLDER / "model")
     processor = MultimodalProcessor.from_pretrained(FOLDER / "model")
     exercises, answers = held_out(), json.loads((FOLDER / "answers.json").read_text())
@@ -221,5 +222,5 @@ def check() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # models this small gain nothing from more
+    torch.set_num_threads(1)  # more threads don't speed up models this small
     check() if "--check" in sys.argv else main()

@@ -1,4 +1,4 @@
-"""The picture that keypad.py leaves: how the loss fell, what was dialled and what was heard, and who needs what."""
+"""Draws the report of keypad.py: the loss, accuracies with and without each input, and exercises with answers."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from keypad_sounds import COLUMNS, RATE, ROWS, TONES, Exercise
 
-NUMBERS, PAIRS, MISTAKES = 6, 8, 2  # shown, and how many of them are mistakes if there are any
+NUMBERS, PAIRS, MISTAKES = 6, 8, 2  # shown; up to so many of them are mistakes
 BLUE, GREY, RIGHT, WRONG = "#1f4e8c", "#b9c6d8", "#1e7d3c", "#c0392b"
 
 
@@ -20,11 +20,11 @@ def draw_report(
     answers: dict[str, list[str]],
     accuracies: dict[str, float],
 ) -> None:
-    """Draw loss curve, accuracies, yes and no, and some numbers and pairs with the model's answers."""
+    """Draw the loss curve, accuracies, a table of yes and no, and some numbers and pairs with the model's answers."""
     figure = plt.figure(figsize=(16, 13), layout="constrained")
     figure.suptitle(
-        f"An ear, an eye and a Llama: {accuracies['number_accuracy']:.1%} of held-out numbers written without a "
-        f"mistake,\n{accuracies['pair_accuracy']:.1%} of held-out scans compared correctly with a tone",
+        f"Whisper, ViT and Llama in one model: {accuracies['number_accuracy']:.1%} of held-out numbers written without "
+        f"a mistake,\n{accuracies['pair_accuracy']:.1%} of held-out scans compared correctly with a tone",
         fontsize=16, fontweight="bold",
     )  # fmt: skip
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1, 1.15, 1.05])
@@ -33,10 +33,10 @@ def draw_report(
     _draw_lengths(lengths, exercises["number"], answers["number"])
     _draw_confusions(grid, exercises["pair"], answers["pair"])
     _draw_needs(bars, accuracies)
-    middle.suptitle("Held-out numbers as they sound, with what the model wrote; mistakes, in red, come first")
+    middle.suptitle("Held-out numbers as spectrograms, with the model's answers; mistakes, in red, come first")
     _draw_numbers(middle, exercises["number"], answers["number"])
     bottom.suptitle(
-        "“Was this digit dialled?” Held-out scans with the tone beside them, and what the model answered;\n"
+        "“Was this digit dialled?” Held-out scans, each beside a dialled key, and the model's answers;\n"
         "mistakes, in red, come first, with the right answer in brackets"
     )
     _draw_pairs(bottom, exercises["pair"], answers["pair"])
@@ -81,26 +81,26 @@ def _draw_confusions(axes: plt.Axes, pairs: list[Exercise], answers: list[str]) 
 
 
 def _draw_needs(axes: plt.Axes, accuracies: dict[str, float]) -> None:
-    names = {"scan\nand sound": "pair", "blank\nscan": "pair_without_scan", "silence": "pair_without_sound"}
+    names = {"scan\nand audio": "pair", "blank\nscan": "pair_without_scan", "silence": "pair_without_sound"}
     heights = [100 * accuracies[f"{name}_accuracy"] for name in names.values()]
     axes.bar(list(names), heights, color=[BLUE, "#6f88a8", "#6f88a8"])
     for place, height in enumerate(heights):
-        axes.text(place, 25, f"{height:.1f}", ha="center", color="white", fontsize=12)  # well below the line of a guess
-    axes.axhline(50, color="black", linewidth=1, linestyle="--", label="a guess")
+        axes.text(place, 25, f"{height:.1f}", ha="center", color="white", fontsize=12)  # well below the dashed line
+    axes.axhline(50, color="black", linewidth=1, linestyle="--", label="guessing")
     axes.legend(loc="upper right", frameon=False)
-    axes.set(title="Both are needed", ylabel="% of pairs right", ylim=(0, 112))
+    axes.set(title="The task needs both inputs", ylabel="% of pairs right", ylim=(0, 112))
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _mistakes_first(exercises: list[Exercise], answers: list[str], count: int) -> list[int]:
-    """Some of the mistakes, then the first of those that are right."""
+    """The indices of some mistakes, then of the first right answers."""
     right = [exercise.answer == answer for exercise, answer in zip(exercises, answers, strict=True)]
     mistakes = [i for i, one in enumerate(right) if not one][:MISTAKES]
     return [*mistakes, *(i for i, one in enumerate(right) if one)][:count]
 
 
 def _draw_numbers(figure: plt.Figure, numbers: list[Exercise], answers: list[str]) -> None:
-    longest = sorted(range(len(numbers)), key=lambda i: -len(numbers[i].dialled))  # they show most
+    longest = sorted(range(len(numbers)), key=lambda i: -len(numbers[i].dialled))  # the longest first
     numbers, answers = [numbers[i] for i in longest], [answers[i] for i in longest]
     grid = figure.subplots(2, NUMBERS // 2, sharex=True, sharey=True)
     for axes, index in zip(grid.flat, _mistakes_first(numbers, answers, NUMBERS), strict=False):
@@ -117,7 +117,7 @@ def _draw_numbers(figure: plt.Figure, numbers: list[Exercise], answers: list[str
 
 
 def _draw_sound(axes: plt.Axes, sound: np.ndarray) -> None:
-    """A spectrogram of the frequencies that keys have."""
+    """Draw a spectrogram of the frequencies of the keys."""
     axes.specgram(sound, NFFT=512, pad_to=1024, noverlap=448, Fs=RATE, cmap="magma", vmin=-110, vmax=-45)
     axes.set(ylim=(550, 1620), yticks=[*ROWS, *COLUMNS])
     axes.tick_params(labelsize=7.5)

@@ -1,6 +1,6 @@
-"""Exercises for keypad.py: dialled numbers to write down, scanned digits to read, and scans to compare with a tone.
+"""Exercises for keypad.py: dialled numbers to write down, scanned digits to read, and scans to compare with a key.
 
-A key of a telephone sounds as two tones at once, one for its row and one for its column (DTMF, ITU-T Q.23).
+A telephone key plays two tones at once, one for its row and one for its column (DTMF, ITU-T Q.23).
 """
 
 from abc import abstractmethod
@@ -25,7 +25,7 @@ WRITE, READ, COMPARE = "write the number", "read the digit", "was this digit dia
 
 @dataclass(frozen=True)
 class Exercise:
-    """A question and its answer, with what is heard and what is seen: a sound, ``(n,)`` float32, a scan, or both."""
+    """A question and its answer, with an audio clip (``sound``, ``(n,)`` float32), a scan, or both."""
 
     question: str
     answer: str
@@ -34,18 +34,18 @@ class Exercise:
     dialled: str = ""
 
     def without_sound(self) -> "Exercise":
-        """The same with silence, as long as the sound."""
+        """The same exercise with silence of the same length."""
         return replace(self, sound=np.zeros_like(self.sound))
 
     def without_scan(self) -> "Exercise":
-        """The same with a blank picture, as large as the scan."""
+        """The same exercise with a blank image of the same size."""
         return replace(self, scan=Image.new("L", self.scan.size))
 
 
 class Exercises(Dataset):
-    """Exercises for training, or held out; each index its own, always the same for a seed.
+    """Exercises for training, or held-out ones; an index and a seed always give the same exercise.
 
-    Of scikit-learn's 1,797 scans 300 are held out: no exercise of one part has a scan of the other.
+    Of scikit-learn's 1,797 scans 300 are held out, so training exercises and held-out ones have no scan in common.
     """
 
     def __init__(self, size: int, seed: int, held_out: bool = False) -> None:
@@ -64,20 +64,20 @@ class Exercises(Dataset):
 
     @abstractmethod
     def make(self, index: int, rng: np.random.Generator) -> Exercise:
-        """The exercise of this index."""
+        """Make the exercise of this index."""
 
     def draw_scan(self, rng: np.random.Generator) -> tuple[Image.Image, int]:
-        """Any of the scans, for training a little out of shape, and its digit."""
+        """Draw a scan and its digit; for training, distort the scan a little."""
         chosen = rng.integers(len(self.scans))
         image = Image.fromarray((self.scans[chosen] * 255 / 16).astype("uint8"))
-        return (image if self.held_out else wobble(image, rng)), int(self.digits[chosen])
+        return (image if self.held_out else distort(image, rng)), int(self.digits[chosen])
 
 
 class Numbers(Exercises):
-    """Numbers of 1 to 7 digits, dialled, to write down."""
+    """Dialled numbers of 1 to 7 digits, to write down."""
 
     def make(self, index: int, rng: np.random.Generator) -> Exercise:
-        """A number of digits drawn one by one."""
+        """Draw the digits of a number one by one."""
         number = "".join(rng.choice(list(DIGITS), size=rng.integers(1, 8)))
         return Exercise(WRITE, " ".join(number), sound=dial(number, rng), dialled=number)
 
@@ -86,16 +86,16 @@ class Scans(Exercises):
     """Scanned digits to read."""
 
     def make(self, index: int, rng: np.random.Generator) -> Exercise:
-        """Any scan."""
+        """Draw a scan."""
         scan, digit = self.draw_scan(rng)
         return Exercise(READ, str(digit), scan=scan)
 
 
 class Pairs(Exercises):
-    """A scanned digit and the tone of one key to compare; in every other pair they are the same."""
+    """A scanned digit to compare with a dialled key; in every other pair they are the same."""
 
     def make(self, index: int, rng: np.random.Generator) -> Exercise:
-        """Any scan, with the key of its digit or of any other."""
+        """Draw a scan, and take the key of its digit or draw another key."""
         scan, digit = self.draw_scan(rng)
         same = index % 2 == 0
         key = str(digit if same else (digit + rng.integers(1, 10)) % 10)
@@ -103,7 +103,7 @@ class Pairs(Exercises):
 
 
 def dial(keys: str, rng: np.random.Generator) -> np.ndarray:
-    """The sound of keys pressed one after another, short or long, soft or loud, on a noisy line: ``(n,)`` float32."""
+    """Keys pressed one after another, of random durations and volume, on a noisy line: ``(n,)`` float32."""
     parts = [silence(rng.uniform(0.05, 0.12))]
     for key in keys:
         parts += [press(key, rng.uniform(0.06, 0.16)), silence(rng.uniform(0.05, 0.12))]
@@ -120,12 +120,12 @@ def press(key: str, seconds: float) -> np.ndarray:
 
 
 def silence(seconds: float) -> np.ndarray:
-    """Nothing, for a while."""
+    """Silence of this duration."""
     return np.zeros(round(seconds * RATE))
 
 
-def wobble(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A scan a little sheared, scaled and moved, so that no two are the same."""
+def distort(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Shear, scale and shift a scan a little at random."""
     matrix = np.eye(2) + rng.uniform(-0.06, 0.06, (2, 2))
     middle = np.array(image.size) / 2
     offset = middle - matrix @ middle + rng.uniform(-0.28, 0.28, 2)

@@ -1,12 +1,13 @@
-"""Teach a small vision-language model to read digits on canvases of very different shapes, with tiling and without.
+"""Train a small vision-language model to read digits on canvases of different shapes, with and without tiling.
 
     python examples/read_canvas.py       trains, generates, and writes runs/canvas/ (some minutes on two cores)
 
-With the callbacks ``"llava-next"`` a canvas is cut into tiles of the size that the encoder takes; with ``"llava"`` it
-is squeezed into one. All else is the same: encoder, language model, canvases and number of steps. Each has a core.
+The callbacks ``"llava-next"`` cut a canvas into tiles of the encoder's input size; ``"llava"`` scales it down to one
+such input. Everything else is the same: encoder, language model, canvases and number of steps. Both models train at the
+same time, each on one core.
 
-A step without tiling is cheaper, and that model is still learning when it stops: given the same CPU time instead of the
-same number of steps it catches up in part (docs/log.md has the figures).
+A step without tiling is cheaper, and the model without tiling still improves when its training ends: with the same CPU
+time instead of the same number of steps, it reaches part of the difference (docs/log.md has the numbers).
 """
 
 import json
@@ -26,7 +27,7 @@ from cornstarch_core import ModalEncoderModule, MultimodalCollator, MultimodalMo
 
 FOLDER = Path("runs/canvas")
 QUESTION = "read the digits"
-TILE = DIGIT  # the encoder sees 16 x 16 pixels at a time: one digit at full size
+TILE = DIGIT  # the encoder's input has 16 x 16 pixels: one digit at full size
 GRIDS = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1)]
 PINPOINTS = [[rows * TILE, columns * TILE] for rows, columns in GRIDS]
 VARIANTS = {
@@ -44,7 +45,7 @@ CHAT = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that knows the words of this conversation."""
+    """Make a tokenizer for the words of this conversation."""
     special = ["<pad>", "<unk>", "<end>", "<user>", "<assistant>"]
     vocabulary = {word: i for i, word in enumerate([*special, *QUESTION.split(), *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -59,11 +60,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def compose_model(variant: str, tokenizer: PreTrainedTokenizerFast) -> MultimodalModel:
-    """A small ViT with the callbacks of the variant, a projector made on the way, and a small Llama."""
+    """Compose a small ViT with the callbacks of the variant, and a small Llama; composing creates the projector."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
     vit = ViTModel(
-        # the default range of the first weights is for models ten times as wide
+        # the default for initial weights suits models ten times as wide
         ViTConfig(**sizes, image_size=TILE, patch_size=TILE // 2, num_channels=1, initializer_range=0.1),
         add_pooling_layer=False,
     )
@@ -82,14 +83,14 @@ def compose_model(variant: str, tokenizer: PreTrainedTokenizerFast) -> Multimoda
 
 
 def conversation(canvas: Canvas, answer: str | None = None) -> list[dict]:
-    """The question about a canvas, and the answer if it is known."""
+    """Make a conversation: the question about a canvas, and the answer if it is given."""
     image = {"type": "image", "image": canvas.image}
     messages = [{"role": "user", "content": [image, {"type": "text", "text": QUESTION}]}]
     return messages if answer is None else [*messages, {"role": "assistant", "content": answer}]
 
 
 def train(model: MultimodalModel, processor: MultimodalProcessor, bar: tqdm) -> list[float]:
-    """Plain PyTorch: canvases that are drawn as they are needed, an optimizer, a loop. Returns each step's loss."""
+    """Train with plain PyTorch: canvases drawn on demand, an optimizer and a loop. Return the loss of each step."""
     collator = MultimodalCollator(processor, train_on="assistant")
     loader = DataLoader(
         Canvases(STEPS * BATCH),
@@ -114,7 +115,7 @@ def train(model: MultimodalModel, processor: MultimodalProcessor, bar: tqdm) -> 
 
 
 def read(model: MultimodalModel, processor: MultimodalProcessor, canvases: list[Canvas]) -> list[str]:
-    """What the model generates for each canvas, in batches."""
+    """Generate an answer for each canvas, in batches."""
     model.eval()
     answers = []
     for start in range(0, len(canvases), SAMPLE):
@@ -129,7 +130,7 @@ def read(model: MultimodalModel, processor: MultimodalProcessor, canvases: list[
 
 
 def learn(variant: str) -> tuple[list[float], list[str]]:
-    """Train a model, save it, and read the held-out canvases: the loss of every step, and the answers."""
+    """Train a model, save it, and read the held-out canvases. Return the loss of each step, and the answers."""
     tokenizer = make_tokenizer()
     model = compose_model(variant, tokenizer)
     processor = MultimodalProcessor(tokenizer=tokenizer, model=model, chat_template=CHAT)
@@ -142,19 +143,19 @@ def learn(variant: str) -> tuple[list[float], list[str]]:
 
 
 def read_again() -> list[str]:
-    """Load what was saved, and read some of the held-out canvases."""
+    """Load the saved model, and read some of the held-out canvases."""
     model = MultimodalModel.from_pretrained(FOLDER / "model")
     processor = MultimodalProcessor.from_pretrained(FOLDER / "model")
     return read(model, processor, list(Canvases(SAMPLE, held_out=True)))
 
 
 def workers(number: int) -> ProcessPoolExecutor:
-    """Fresh processes with a thread each: models this small gain nothing from more."""
+    """Start new processes with one thread each; more threads don't speed up models this small."""
     return ProcessPoolExecutor(number, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
 
 
 def main() -> None:
-    """Train both, compare them, and check in a fresh process that the saved model reads the same."""
+    """Train both models, compare them, and check in a new process that the saved model gives the same answers."""
     with workers(len(VARIANTS)) as pool:
         results = dict(zip(VARIANTS, pool.map(learn, VARIANTS), strict=True))
     losses = {variant: result[0] for variant, result in results.items()}
@@ -175,8 +176,9 @@ def main() -> None:
     }
     (FOLDER / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     draw_report(FOLDER / "report.png", canvases, losses, answers, PINPOINTS)
-    print(f"of {HELD_OUT} held-out canvases {accuracy['tiled']:.1%} are read without a mistake,")
-    print(f"{accuracy['untiled']:.1%} without tiling, after {STEPS:,} steps each; reloaded equal: {reloaded_equal}")
+    print(f"{accuracy['tiled']:.1%} of {HELD_OUT} held-out canvases are read without a mistake with tiling,")
+    print(f"{accuracy['untiled']:.1%} without tiling, after {STEPS:,} steps each;")
+    print(f"the saved model gives the same answers: {reloaded_equal}")
     print(f"look at {FOLDER / 'report.png'}")
 
 

@@ -1,4 +1,4 @@
-"""The picture that read_canvas.py leaves: how the losses fell, what tiling is good for, and what was read."""
+"""Draws the report of read_canvas.py: the losses, accuracies with and without tiling, and canvases with answers."""
 
 from itertools import zip_longest
 from pathlib import Path
@@ -13,8 +13,8 @@ from cornstarch_llava_next.anyres import best_pinpoint
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-MISTAKES = 2  # of the tiled model, shown in each of these groups
-GROUPS = {  # layouts: cards, height and width of the part for the canvas
+MISTAKES = 2  # the most mistakes of the tiled model that each group shows
+GROUPS = {  # layouts: number of canvases, and height and width of the area for one
     ("row",): (5, 24, 84),
     ("scattered", "single"): (7, 44, 44),
     ("column",): (7, 84, 24),
@@ -30,7 +30,7 @@ def draw_report(
     answers: dict[str, list[str]],
     pinpoints: list[list[int]],
 ) -> None:
-    """Draw loss curves, accuracies by number of digits and layout, and canvases with their tiles and readings."""
+    """Draw loss curves, accuracies by number of digits and by layout, and canvases with their tiles and answers."""
     right = {
         name: np.array([canvas.words == answer for canvas, answer in zip(canvases, read, strict=True)])
         for name, read in answers.items()
@@ -38,7 +38,7 @@ def draw_report(
     figure = plt.figure(figsize=(16, 13), layout="constrained")
     figure.suptitle(
         f"Whole canvases read without a mistake, of {len(canvases)} held out: {right['tiled'].mean():.0%} with tiling, "
-        f"{right['untiled'].mean():.0%} squeezed into one view, after {len(losses['tiled']):,} steps each",
+        f"{right['untiled'].mean():.0%} scaled down to one view, after {len(losses['tiled']):,} steps each",
         fontsize=16, fontweight="bold",
     )  # fmt: skip
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 2])
@@ -48,7 +48,7 @@ def draw_report(
     _draw_accuracies(by_layout, "layout", [canvas.layout for canvas in canvases], ["single", *LAYOUTS], right)
     bottom.suptitle(
         "Held-out canvases with their tiles (blue), and the one view that the untiled model gets, enlarged (orange).\n"
-        "Below, what both models read; mistakes in red: for each layout those of the tiled model come first."
+        "Below each, the answers of both models, mistakes in red; mistakes of the tiled model come first."
     )
     strips = bottom.subfigures(len(GROUPS), 1, height_ratios=[0.85, 1.25, 1.8])
     for strip, (layouts, (cards, height, width)) in zip(strips, GROUPS.items(), strict=True):
@@ -83,7 +83,7 @@ def _draw_accuracies(axes: plt.Axes, title: str, kinds: list, order: list, right
 
 
 def _chosen(canvases: list[Canvas], layouts: tuple[str, ...], right: np.ndarray) -> list[int]:
-    """Canvases of these layouts: some mistakes first, then all numbers of digits in turn, from the greatest down."""
+    """Choose canvases of these layouts: some mistakes first, then canvases of 4, 3, 2 and 1 digits in turn."""
     indices = [i for i, canvas in enumerate(canvases) if canvas.layout in layouts]
     mistakes = [i for i in indices if not right[i]][:MISTAKES]
     rest = [i for i in indices if i not in mistakes]
@@ -94,7 +94,7 @@ def _chosen(canvases: list[Canvas], layouts: tuple[str, ...], right: np.ndarray)
 def _draw_canvas(
     axes: plt.Axes, canvas: Canvas, readings: dict[str, str], pinpoints: list[list[int]], height: int, width: int
 ) -> None:
-    """Draw a canvas in the middle of ``height`` by ``width`` pixels, the same in one view beside it, and the texts."""
+    """Draw a canvas in the middle of ``height`` by ``width`` pixels, its scaled-down view, and both answers."""
     image = canvas.image
     axes.imshow(image, cmap="gray_r", extent=_around(0, 0, image.width, image.height))
     rows, columns, crop, edge = _tiles(image, pinpoints)
@@ -102,8 +102,8 @@ def _draw_canvas(
         corner = (column - columns / 2) * edge, (row - rows / 2) * edge
         axes.add_patch(Rectangle(corner, edge, edge, fill=False, color=COLORS["tiled"], linewidth=1.3))
     view, middle = min(height, 36), width / 2 + 8 + min(height, 36) / 2
-    squeezed = image.resize((crop, crop), Image.Resampling.BILINEAR)
-    axes.imshow(squeezed, cmap="gray_r", extent=_around(middle, 0, view, view))
+    scaled = image.resize((crop, crop), Image.Resampling.BILINEAR)
+    axes.imshow(scaled, cmap="gray_r", extent=_around(middle, 0, view, view))
     corner = middle - view / 2, -view / 2
     axes.add_patch(Rectangle(corner, view, view, fill=False, color=COLORS["untiled"], linewidth=1.8))
     axes.set(
@@ -112,7 +112,7 @@ def _draw_canvas(
     axes.axis("off")
     lines = [(name, reading, RIGHT if reading == canvas.words else WRONG) for name, reading in readings.items()]
     if readings["tiled"] != canvas.words:
-        lines.append(("there is", canvas.words, "black"))
+        lines.append(("right", canvas.words, "black"))
     for number, (name, words, color) in enumerate(lines):
         axes.annotate(
             f"{name}: {words or '—'}", (0.5, 0), (0, -4 - 13 * number), xycoords="axes fraction",
@@ -126,7 +126,7 @@ def _around(x: float, y: float, width: float, height: float) -> tuple[float, flo
 
 
 def _tiles(image: Image.Image, pinpoints: list[list[int]]) -> tuple[int, int, int, float]:
-    """Rows and columns of tiles, the edge of a tile in pixels of its own, and in pixels of the canvas."""
+    """The rows and columns of tiles, and the edge of a tile in its own pixels and in pixels of the canvas."""
     crop = min(min(pinpoint) for pinpoint in pinpoints)
     height, width = best_pinpoint((image.height, image.width), [(h, w) for h, w in pinpoints])
     scale = min(width / image.width, height / image.height)  # the canvas is scaled by it, and centred

@@ -1,13 +1,13 @@
-"""Teach models to answer questions about time series, with encoders of a plugin that anybody could have written.
+"""Train models to answer questions about time series, with encoders of a third-party plugin.
 
     pip install -e examples/cornstarch-timeseries
     python examples/timeseries.py        trains, generates, and writes runs/timeseries/ (about two minutes on two cores)
 
-Two models are composed, of a small Llama and one of the encoders of cornstarch-timeseries: PatchTST, which takes series
-of one length, and SeriesConvEncoder, a plain ``nn.Module`` that takes series of any length. Both learn to say whether a
-series rises or falls, when it peaks, and how long its waves are.
+Two models are composed, each of a small Llama and an encoder of cornstarch-timeseries: PatchTST, which takes series of
+one length, and SeriesConvEncoder, a plain ``nn.Module`` that takes series of any length. Both models learn to say
+whether a series rises or falls, when it peaks, and how long its waves are.
 
-All start from random weights, so nothing is downloaded.
+All parts start from random weights, so nothing is downloaded.
 """
 
 import json
@@ -38,7 +38,7 @@ from cornstarch_core import (
 FOLDER = Path("runs/timeseries")
 SEED = 0
 WIDTH = 64
-LENGTHS = {"patchtst": (64, 64), "conv": (48, 96)}  # steps of a series; PatchTST takes those of one length only
+LENGTHS = {"patchtst": (64, 64), "conv": (48, 96)}  # steps of a series; PatchTST takes only one length
 STEPS, BATCH, HELD_OUT, SAMPLE = 600, 48, 600, 100
 CHAT = (
     "{% for message in messages %}<{{ message.role }}> {{ message.content }} <end> {% endfor %}"
@@ -47,7 +47,7 @@ CHAT = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that knows the words of these conversations."""
+    """Make a tokenizer for the words of these conversations."""
     special = ["<pad>", "<unk>", "<end>", "<user>", "<assistant>"]
     words = [word for text in QUESTIONS.values() for word in text.split()]
     answers = [word for some in ANSWERS.values() for word in some]
@@ -64,7 +64,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_patchtst() -> ModalEncoderModule:
-    """A PatchTST that makes 15 tokens of 64 values."""
+    """Make a PatchTST that encodes 64 values as 15 tokens."""
     patchtst = PatchTSTModel(
         PatchTSTConfig(
             context_length=64,
@@ -74,15 +74,15 @@ def make_patchtst() -> ModalEncoderModule:
             ffn_dim=2 * WIDTH,
             num_hidden_layers=2,
             num_attention_heads=4,
-            norm_type="layernorm",  # with the default, a batch norm, features depend on the batch while training
-            init_std=0.1,  # the default range of first weights, here and below, is for models ten times as wide
+            norm_type="layernorm",  # the default is a batch norm: with it, features depend on the batch during training
+            init_std=0.1,  # the default for initial weights, here and below, suits models ten times as wide
         )
     )
     return ModalEncoderModule(patchtst, callbacks="series")
 
 
 def make_conv() -> ModalEncoderModule:
-    """An encoder of this plugin's own, and its projector that makes a token of two patches."""
+    """Make the plugin's own encoder, with a projector that makes one token of two patches."""
     conv = SeriesConvEncoder(SeriesConvConfig(patch_length=4, hidden_size=WIDTH, num_layers=3))
     projector = MultimodalProjectorConfig(
         projection_type="patch_merge", merge_factor=2, in_features=WIDTH, out_features=WIDTH
@@ -94,7 +94,7 @@ ENCODERS = {"patchtst": make_patchtst, "conv": make_conv}
 
 
 def compose_model(name: str, tokenizer: PreTrainedTokenizerFast) -> MultimodalModel:
-    """An encoder and a small Llama; PatchTST's projector is made on the way."""
+    """Compose an encoder and a small Llama; composing creates the projector of PatchTST."""
     torch.manual_seed(SEED)
     llama = LlamaForCausalLM(
         LlamaConfig(
@@ -113,18 +113,18 @@ def compose_model(name: str, tokenizer: PreTrainedTokenizerFast) -> MultimodalMo
 
 
 def conversation(exercise: Exercise) -> list[dict]:
-    """What the user asks about a series."""
+    """Make the user's message: a series and the question about it."""
     content = [{"type": "series", "series": exercise.series}, {"type": "text", "text": exercise.question}]
     return [{"role": "user", "content": content}]
 
 
 def make_batch(collator: MultimodalCollator, exercises: list[Exercise]) -> dict:
-    """What the model trains on: the questions with their answers."""
+    """Make a training batch of the questions with their answers."""
     return collator([[*conversation(one), {"role": "assistant", "content": one.answer}] for one in exercises])
 
 
 def train(name: str, model: MultimodalModel, processor: MultimodalProcessor) -> list[float]:
-    """Plain PyTorch: exercises that are made as they are needed, an optimizer, a loop. Returns each step's loss."""
+    """Train with plain PyTorch: exercises made on demand, an optimizer and a loop. Return the loss of each step."""
     loader = DataLoader(
         Exercises(STEPS * BATCH, LENGTHS[name], SEED),
         BATCH,
@@ -149,7 +149,7 @@ def train(name: str, model: MultimodalModel, processor: MultimodalProcessor) -> 
 
 
 def answer(name: str, model: MultimodalModel, processor: MultimodalProcessor, exercises: list[Exercise]) -> list[str]:
-    """What the model generates for each exercise, in batches."""
+    """Generate an answer to each exercise, in batches."""
     model.eval()
     answers = []
     for start in tqdm(range(0, len(exercises), SAMPLE), desc=f"{name}: answering", unit="batch"):
@@ -165,12 +165,12 @@ def answer(name: str, model: MultimodalModel, processor: MultimodalProcessor, ex
 
 
 def held_out(name: str) -> list[Exercise]:
-    """What a model is examined on."""
+    """The held-out exercises of a model."""
     return list(Exercises(HELD_OUT, LENGTHS[name], SEED, held_out=True))
 
 
 def accuracies(exercises: list[Exercise], answers: list[str]) -> dict[str, float]:
-    """The share of right answers to each question."""
+    """The share of right answers to each kind of question."""
     right = {kind: [] for kind in QUESTIONS}
     for exercise, said in zip(exercises, answers, strict=True):
         right[exercise.kind].append(exercise.answer == said)
@@ -178,7 +178,7 @@ def accuracies(exercises: list[Exercise], answers: list[str]) -> dict[str, float
 
 
 def run(name: str, tokenizer: PreTrainedTokenizerFast) -> dict:
-    """Train one model, examine it, save it, and examine it on blanked series."""
+    """Train one model, save it, and evaluate it on held-out series and on blank ones."""
     model = compose_model(name, tokenizer)
     processor = MultimodalProcessor(tokenizer=tokenizer, model=model, chat_template=CHAT)
     losses = train(name, model, processor)
@@ -197,7 +197,7 @@ def run(name: str, tokenizer: PreTrainedTokenizerFast) -> dict:
 
 
 def main() -> None:
-    """Train both models, examine them, save, and check in a fresh process that the saved ones answer the same."""
+    """Train and evaluate both models, save them, and check in a new process that they give the same answers."""
     start, tokenizer = time.perf_counter(), make_tokenizer()
     runs = {name: run(name, tokenizer) for name in ENCODERS}
     (FOLDER / "answers.json").write_text(json.dumps({name: one["answers"] for name, one in runs.items()}))
@@ -215,19 +215,19 @@ def main() -> None:
     for name, one in runs.items():
         for kind, share in one["accuracy"].items():
             print(f"{name}: {kind} {share:.1%}, with a blank series {one['blank'][kind]:.1%}")
-    print(f"reloaded equal: {reloaded_equal}; look at {FOLDER / 'report.png'}")
+    print(f"the saved models give the same answers: {reloaded_equal}; look at {FOLDER / 'report.png'}")
 
 
 def check() -> None:
-    """Load what was saved, in this fresh process, and exit with 0 if it gives the same answers."""
+    """Load the saved models in this new process, and exit with 0 if they give the same answers."""
     expected = json.loads((FOLDER / "answers.json").read_text())
     for name, answers in expected.items():
         model = MultimodalModel.from_pretrained(FOLDER / name)
         processor = MultimodalProcessor.from_pretrained(FOLDER / name)
         if answer(name, model, processor, held_out(name)) != answers:
-            sys.exit(f"{name}: loaded again, it answers otherwise")
+            sys.exit(f"{name}: the saved model gives other answers")
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # models this small gain nothing from more
+    torch.set_num_threads(1)  # more threads don't speed up models this small
     check() if "--check" in sys.argv else main()

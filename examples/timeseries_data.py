@@ -1,4 +1,4 @@
-"""Exercises for timeseries.py: made-up series, and questions about their trend, their peak and their period."""
+"""Exercises for timeseries.py: generated series, and questions about their trend, their peak and their period."""
 
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ ANSWERS = {"trend": TRENDS, "peak": PLACES, "period": list(PERIODS)}
 
 @dataclass(frozen=True)
 class Exercise:
-    """A question about a series, ``(n,)`` float32, of some level and scale, and its answer."""
+    """A kind of question, its answer, and a series, ``(n,)`` float32, at a random level and scale."""
 
     kind: str
     answer: str
@@ -26,22 +26,22 @@ class Exercise:
 
     @property
     def question(self) -> str:
-        """In words."""
+        """The question in words."""
         return QUESTIONS[self.kind]
 
     def blanked(self) -> "Exercise":
-        """The same of a series that stays as it begins, and is as long."""
+        """The same exercise with a series of the same length that stays at its first value."""
         return replace(self, series=np.full_like(self.series, self.series[0]))
 
 
 class Exercises(Dataset):
-    """Exercises of all kinds in turn, for training or held out; each index its own, always the same for a seed.
+    """Exercises of all kinds in turn, for training or held out; an index and a seed always give the same exercise.
 
     Args:
-        size: how many.
+        size: the number of exercises.
         lengths: the shortest and the longest series, in steps.
-        seed: of all that is random.
-        held_out: whether they are other ones than those for training.
+        seed: the seed of everything random.
+        held_out: whether to make held-out exercises, which differ from those for training.
     """
 
     def __init__(self, size: int, lengths: tuple[int, int], seed: int, held_out: bool = False) -> None:
@@ -61,17 +61,17 @@ class Exercises(Dataset):
 
 
 def draw(truth: dict[str, str], steps: int, rng: np.random.Generator) -> np.ndarray:
-    """A series of which all three answers are true: a line, a wave, a peak and noise, at any level and scale."""
+    """Draw a series with these three answers: a line, a wave, a peak and noise, at a random level and scale."""
     time = np.arange(steps)
     slope = (TRENDS.index(truth["trend"]) - 1) * rng.uniform(1.2, 3)  # over the whole series
     wave = np.sin(2 * np.pi * (time / PERIODS[truth["period"]] + rng.uniform()))
     series = slope * time / steps + wave + rng.normal(0, 0.4, steps)
     top = place(PLACES.index(truth["peak"]), steps, rng)
-    series = np.maximum(series, series.max() + rng.uniform(0.5, 1.5) - np.abs(time - top))  # nothing else is as high
+    series = np.maximum(series, series.max() + rng.uniform(0.5, 1.5) - np.abs(time - top))  # the peak is highest
     return (10 ** rng.uniform(-2, 2) * (series + rng.uniform(-20, 20))).astype("float32")
 
 
 def place(third: int, steps: int, rng: np.random.Generator) -> int:
-    """A step in the first, second or last third of a series, not at the border of two thirds."""
+    """Draw a step in the first, second or last third of a series, away from the border between two thirds."""
     margin = steps / 24
     return int(rng.uniform(third * steps / 3 + margin * (third > 0), (third + 1) * steps / 3 - margin * (third < 2)))

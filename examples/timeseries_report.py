@@ -1,4 +1,4 @@
-"""The picture that timeseries.py leaves: how the losses fell, what each model knows, and series with its answers."""
+"""Draws the report of timeseries.py: the losses and accuracies of each model, and series with its answers."""
 
 from pathlib import Path
 
@@ -10,31 +10,31 @@ import numpy as np
 from matplotlib.patches import Patch
 from timeseries_data import ANSWERS, PERIODS, PLACES, QUESTIONS, Exercise
 
-SHOWN, MISTAKES = 2, 1  # series of each question and model, and how many of them are mistakes if there are any
+SHOWN, MISTAKES = 2, 1  # series of each question and model; up to so many of them are mistakes
 TITLES = {"patchtst": "PatchTST, series of 64 steps", "conv": "SeriesConvEncoder, series of 48 to 96 steps"}
 COLORS = {"patchtst": "#1f4e8c", "conv": "#d0802b"}
 GREY, BAND, RIGHT, WRONG = "#9aa5b1", "#dfe8f3", "#1e7d3c", "#c0392b"
 
 
 def draw_report(path: Path, runs: dict[str, dict]) -> None:
-    """Draw loss curves, accuracies, and for each model and question some series with the model's answers.
+    """Draw loss curves, accuracies, and for each model and question some series with the answers.
 
     Args:
-        path: of the picture.
-        runs: by model ``losses``, ``exercises``, ``answers``, ``accuracy`` and ``blank``, as ``timeseries.run`` has it.
+        path: the file to write.
+        runs: the result of ``timeseries.run`` for each model, by name.
     """
     shares = [share for run in runs.values() for share in run["accuracy"].values()]
     figure = plt.figure(figsize=(16, 15), layout="constrained")
     figure.suptitle(
-        f"Two encoders of series, each composed with a Llama: {min(shares):.1%} or more of every question answered "
-        "rightly\n(held-out series, free generation)", fontsize=16, fontweight="bold",
+        f"Two encoders for time series, each composed with a Llama: accuracies of {min(shares):.1%} and more"
+        "\n(held-out series, generated answers)", fontsize=16, fontweight="bold",
     )  # fmt: skip
     top, *rest = figure.subfigures(1 + len(runs), 1, height_ratios=[1, *[1.6] * len(runs)])
     curve, bars = top.subplots(1, 2, width_ratios=[1, 1.3])
     _draw_losses(curve, runs)
     _draw_accuracies(bars, runs)
     for part, (name, run) in zip(rest, runs.items(), strict=True):
-        part.suptitle(f"{TITLES[name]}: held-out series, what the model answered, and in red what is right instead")
+        part.suptitle(f"{TITLES[name]}: held-out series with the answers; mistakes in red, with the right answer")
         _draw_series(part, run["exercises"], run["answers"], COLORS[name])
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -54,7 +54,7 @@ def _draw_losses(axes: plt.Axes, runs: dict[str, dict]) -> None:
 
 
 def _draw_accuracies(axes: plt.Axes, runs: dict[str, dict]) -> None:
-    """For each question a bar a model, in it a pale one with blanked series, and what a guess would give."""
+    """Draw a bar for each question and model, inside it a pale bar for blank series, and the accuracy of guessing."""
     width = 0.38
     for place, (name, run) in enumerate(runs.items()):
         at = np.arange(len(QUESTIONS)) + (place - (len(runs) - 1) / 2) * (width + 0.03)
@@ -68,10 +68,10 @@ def _draw_accuracies(axes: plt.Axes, runs: dict[str, dict]) -> None:
         guess = axes.hlines(
             100 / len(ANSWERS[kind]), at - 0.45, at + 0.45, color="black", linewidth=1.2, linestyle="--"
         )
-    guess.set_label("a guess")
+    guess.set_label("guessing")
     handles = axes.get_legend_handles_labels()[0]
     axes.set_xticks(range(len(QUESTIONS)), [f"{kind}\n“{question}”" for kind, question in QUESTIONS.items()])
-    axes.set(title="What the models know", ylabel="% of answers right", ylim=(0, 135), yticks=range(0, 101, 20))
+    axes.set(title="Accuracy by question", ylabel="% of answers right", ylim=(0, 135), yticks=range(0, 101, 20))
     axes.legend(handles=[*handles, pale], loc="upper center", ncols=4, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -93,7 +93,7 @@ def _draw_series(figure: plt.Figure, exercises: list[Exercise], answers: list[st
 
 
 def _mistakes_first(exercises: list[Exercise], answers: list[str], kind: str) -> list[int]:
-    """Some of the mistakes, then right ones, with different answers if there are."""
+    """The indices of some mistakes, then of right answers, different ones first."""
     of_kind = [index for index, one in enumerate(exercises) if one.kind == kind]
     wrong = [index for index in of_kind if exercises[index].answer != answers[index]][:MISTAKES]
     right = [index for index in of_kind if exercises[index].answer == answers[index]]
@@ -102,7 +102,7 @@ def _mistakes_first(exercises: list[Exercise], answers: list[str], kind: str) ->
 
 
 def _draw_truth(axes: plt.Axes, exercise: Exercise) -> None:
-    """What is right, behind the series: a line through it, its waves as bands, or the third with its peak."""
+    """Draw the right answer behind the series: a line through it, its waves as bands, or the third with its peak."""
     steps, time = len(exercise.series), np.arange(len(exercise.series))
     if exercise.kind == "trend":
         axes.plot(np.polyval(np.polyfit(time, exercise.series, 1), time), color=GREY, linewidth=6, alpha=0.45)

@@ -1,4 +1,4 @@
-"""What every test needs: quiet, offline, and a model at hand."""
+"""Settings and fixtures for all tests: offline mode, a fixed seed, and a composed model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture
 def mllm():
-    """CLIP and Llama, composed; the placeholder id lies outside the embedding table."""
+    """A model composed of CLIP and Llama, with a placeholder id outside the embedding table."""
     import tiny
 
     from cornstarch_core import ModalEncoderModule, MultimodalModel
@@ -24,7 +24,7 @@ def mllm():
 
 @pytest.fixture(autouse=True)
 def _seed():
-    """Random weights are the same in every run, and tiny models are quicker on one thread."""
+    """Fix the seed, so random weights are the same in every run, and use one thread, which is faster for tiny models."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Write plugin distributions, sound and broken ones, into a folder, and make that the only place where plugins are."""
+"""Write plugin distributions, working and broken ones, into a folder, and let this process find no others."""
 
 from __future__ import annotations
 
@@ -12,16 +12,30 @@ from pathlib import Path
 from unittest.mock import patch
 
 from cornstarch_core.plugins import reset_registry
-from cornstarch_core.runtime.discovery import ALLOW, BLOCK
-from cornstarch_core.runtime.metadata import normalise
+from cornstarch_core.plugins.discovery import ALLOW, BLOCK, normalise
 
 CORE = "cornstarch-core>=0.1,<0.2"
+BUILT_IN = ["cornstarch-core/linear", "cornstarch-core/mlp"]
+"""The projectors of the core, which are always registered."""
 LIGHT = ("cornstarch_core", "importlib_metadata", "lazy_importer", "packaging", "pluggy", "typing_extensions", "zipp")
 
-HEADER = "from cornstarch_core.hookspecs import hookimpl\nfrom cornstarch_core.specs import *\n"
+HEADER = """\
+from cornstarch_core.hookspecs import hookimpl
+from cornstarch_core.specs import *
+
+
+class Fake(EncoderInterface):
+    def num_tokens(self, config, encoder_inputs):
+        return [1]
+
+    def dummy_inputs(self, config):
+        return {}
+
+
+"""
 SPEC = (
     "EncoderSpec(name={name!r}, modality='vision', classes=({cls!r},), input_names=('pixel_values',), "
-    "num_tokens='math:floor', dummy_inputs='math:ceil')"
+    "target=__name__ + ':Fake')"
 )
 
 
@@ -30,8 +44,8 @@ def hook(name: str, body: str, arguments: str = "", marker: str = "@hookimpl") -
     return f"{HEADER}{marker}\ndef cornstarch_{name}({arguments}):\n    {body}\n"
 
 
-def _projector(name: str = "'a'", build: str = "'b:c'") -> str:
-    return hook("register_projectors", f"return [ProjectorSpec(name={name}, build={build})]")
+def _projector(name: str = "'a'", target: str = "'b:c'") -> str:
+    return hook("register_projectors", f"return [ProjectorSpec(name={name}, target={target})]")
 
 
 _MUTE = "class Mute(Exception):\n    def __str__(self):\n        raise RuntimeError\nraise Mute"
@@ -76,18 +90,18 @@ BROKEN = {
         "cornstarch_register_projectors returned None, expected a list of ProjectorSpec",
     ),
     "item": (
-        hook("register_checkpoints", "return [ProjectorSpec(name='a', build='b:c')]"),
+        hook("register_checkpoints", "return [ProjectorSpec(name='a', target='b:c')]"),
         "cornstarch_register_checkpoints returned a value of type ProjectorSpec at [0], expected CheckpointSpec",
     ),
     "twice": (
-        hook("register_projectors", "return [ProjectorSpec(name='a', build='b:c')] * 2"),
+        hook("register_projectors", "return [ProjectorSpec(name='a', target='b:c')] * 2"),
         "cornstarch_register_projectors returned 'a' twice",
     ),
-    "function": (_projector(build="len"), "build is a value of type builtin_function_or_method, expected str"),
-    "dotted": (_projector(build="'b.c'"), "build is 'b.c', expected 'package.module:attribute'"),
+    "function": (_projector(target="len"), "target is a value of type builtin_function_or_method, expected str"),
+    "dotted": (_projector(target="'b.c'"), "target is 'b.c', expected 'package.module:Class'"),
     "path": (
         hook("register_encoders", "return [" + SPEC.format(name="clip", cls="a.B") + "]"),
-        "classes is ('a.B',), expected 'package.module:attribute'",
+        "classes is ('a.B',), expected 'package.module:Class'",
     ),
     "slash": (_projector(name="'a/b'"), "name is 'a/b', expected letters and digits"),
     "string": (
@@ -95,11 +109,11 @@ BROKEN = {
         "classes is a value of type str, expected tuple[str, ...]",
     ),
 }
-"""Per way to be broken: the code of the plugin's module, and a part of the reason that is to be reported."""
+"""For each way to be broken: the code of the plugin's module, and a part of the expected reason."""
 
 
 def sound(*encoders: str, cls: str = "fractions:Fraction", more: str = "") -> str:
-    """Write the code of a plugin that registers encoders and leaves a trace when it is imported."""
+    """Write the code of a working plugin that registers encoders and leaves a trace when it is imported."""
     specs = ", ".join(SPEC.format(name=name, cls=cls) for name in encoders)
     trace = "import pathlib\npathlib.Path(__file__ + '.imported').touch()\n"
     return f"{HEADER}{trace}@hookimpl\ndef cornstarch_register_encoders():\n    return [{specs}]\n{more}"
@@ -110,16 +124,13 @@ def exporting(module: str, *families: tuple[str, str | None], **encoders: str) -
 
     Args:
         module: the plugin's module.
-        *families: name of each, and of the encoder that it asks for; exported, it raises "exported as NAME".
+        *families: name of each, and the encoder that it needs; exporting it raises "exported as NAME".
         **encoders: name of each, and the class that it describes.
     """
     specs = ", ".join(SPEC.format(name=name, cls=cls) for name, cls in encoders.items())
     checkpoints = ", ".join(
-        f"CheckpointSpec(name={name!r}, load='a:b', export='{module}:{name}', callback='shared', encoder={encoder!r})"
+        f"CheckpointSpec(name={name!r}, target='{module}:{name.title()}', callback='shared', encoder={encoder!r})"
         for name, encoder in families
-    )
-    functions = "".join(
-        f"def {name}(model, processor):\n    raise CheckpointError('exported as {name}')\n" for name, _ in families
     )
     return "".join(
         [
@@ -127,16 +138,27 @@ def exporting(module: str, *families: tuple[str, str | None], **encoders: str) -
             hook("register_encoders", f"return [{specs}]"),
             hook(
                 "register_callbacks",
-                f"return [CallbackSpec(name='shared', modality='vision', build='{module}:shared')]",
+                f"return [CallbackSpec(name='shared', modality='vision', target='{module}:Shared')]",
             ),
             hook("register_checkpoints", f"return [{checkpoints}]"),
-            f"def shared(context):\n    return ModalCallbacks()\n{functions}",
+            "class Shared(CallbacksInterface):\n    def build(self, context):\n        return ModalCallbacks()\n",
+            *(_FAMILY.format(cls=name.title(), name=name) for name, _ in families),
         ]
     )
 
 
+_FAMILY = """
+class {cls}(CheckpointInterface):
+    def load(self, folder, **kwargs):
+        raise CheckpointError("loaded as {name}")
+
+    def export(self, model, processor):
+        raise CheckpointError("exported as {name}")
+"""
+
+
 def was_imported(folder: Path, name: str) -> bool:
-    """Tell whether the module of a sound plugin was imported, in this process or another."""
+    """Whether the module of a working plugin was imported, in any process."""
     return (folder / f"{name.replace('-', '_')}.py.imported").exists()
 
 
@@ -164,14 +186,14 @@ def write_plugin(
 
 
 def write_broken(folder: Path) -> dict[str, str]:
-    """Install every broken plugin; return a part of the expected reason per id."""
+    """Install every broken plugin, and return a part of the expected reason for each id."""
     for name, (code, _) in BROKEN.items():
         write_plugin(folder, f"broken-{name}", code)
     return {f"broken-{name}": reason for name, (_, reason) in BROKEN.items()}
 
 
 def clean_path(folder: Path) -> list[str]:
-    """Make a ``sys.path`` of this folder, the core, its light dependencies and the standard library; no torch."""
+    """Make a ``sys.path`` of this folder, the core, its light dependencies and the standard library, without torch."""
     room = folder.parent / "room"
     room.mkdir(exist_ok=True)
     for name in LIGHT:
@@ -186,7 +208,7 @@ def clean_path(folder: Path) -> list[str]:
 
 @contextmanager
 def isolated(tmp_path: Path) -> Iterator[Path]:
-    """Give an empty folder that is the only place where this process finds plugins, and a fresh registry."""
+    """Make an empty folder the only place where this process finds plugins, with a fresh registry."""
     folder = tmp_path / "site"
     folder.mkdir()
     modules = set(sys.modules)

@@ -1,4 +1,4 @@
-"""Counts operations, and those among them that would make the host wait for a device. Deterministic, on any machine."""
+"""Records operations, and finds those that would make the host wait for a device. It gives the same result on any machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "uniqu
 
 
 class Ops(TorchDispatchMode):
-    """Records the name of every operation; a boolean-mask index counts as ``nonzero``."""
+    """Records the name of each operation; indexing with a boolean mask counts as ``nonzero``."""
 
     def __init__(self):
         super().__init__()
@@ -27,5 +27,5 @@ class Ops(TorchDispatchMode):
 
     @property
     def syncs(self) -> list[str]:
-        """Operations that would make the host wait for the device."""
+        """The operations that would make the host wait for the device."""
         return [name for name in self.names if any(sync in name for sync in SYNCS)]

@@ -1,6 +1,6 @@
-"""Two processes of one training step: python ranks.py KIND FOLDER RANK, see distributed/test_missing_modality.py.
+"""Two processes make one training step: python ranks.py KIND FOLDER RANK; see distributed/test_missing_modality.py.
 
-Each takes its share of a batch, and leaves the gradients that it holds after the step.
+Each process takes its share of a batch, and saves the gradients that it has after the step.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import sounds
 import two_modalities
 
 from cornstarch_core.training import save_trained, sharding_units
@@ -31,21 +32,21 @@ MIXES = {
     "ddp": two_modalities.MIXES,
     "fsdp2": two_modalities.MIXES,
     "accelerate": ("v t|t t", "v t|a a"),
-    "calls vary": ("a a v|t a", "v t|a a"),
+    "data-dependent calls": ("a a v|t a", "v t|a a"),
 }
-"""What each kind is tried with; in the last one ranks run their encoder for sound differently often."""
+"""The batches for each kind; in the last kind, the number of calls of the audio encoder differs between ranks."""
 
 
 def compose(kind: str) -> torch.nn.Module:
-    """The model, the same for every process; for accelerate with frozen towers."""
-    model = two_modalities.compose(two_modalities.wav2vec2 if kind == "calls vary" else None)
+    """The model, the same in every process; for accelerate, its encoders are frozen."""
+    model = two_modalities.compose(two_modalities.wav2vec2 if kind == "data-dependent calls" else sounds.whisper)
     if kind == "accelerate":
         model.set_trainable(encoders={"vision": (False, True), "audio": (False, True)})
     return model.train()
 
 
 def shard(model: torch.nn.Module) -> None:
-    """By torch itself."""
+    """Shard with torch alone."""
     mesh = init_device_mesh("cpu", (WORLD,))
     for unit in sharding_units(model):
         fully_shard(unit, mesh=mesh)
@@ -53,7 +54,7 @@ def shard(model: torch.nn.Module) -> None:
 
 
 def shard_by_accelerate(model: torch.nn.Module) -> None:
-    """By accelerate's own function, with the settings in examples/accelerate; what calls it there needs a GPU."""
+    """Shard with accelerate's own function and the settings in examples/accelerate; its caller needs a GPU."""
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
@@ -70,7 +71,7 @@ def shard_by_accelerate(model: torch.nn.Module) -> None:
 
 
 def launched(file: str = "fsdp2.yaml") -> dict[str, str]:
-    """The environment that ``accelerate launch --config_file`` starts processes with."""
+    """The environment variables that ``accelerate launch --config_file`` sets for its processes."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env
 
@@ -80,7 +81,7 @@ def launched(file: str = "fsdp2.yaml") -> dict[str, str]:
 
 
 def save(folder: Path, rank: int) -> None:
-    """What the sharded model saves, as a whole and what was trained, and its logits."""
+    """Save the logits, then the sharded model as a whole and its trained weights."""
     model = compose("accelerate").eval()
     with torch.no_grad():
         logits = model(**two_modalities.make_batch(model, "v a t")).logits
@@ -92,7 +93,7 @@ def save(folder: Path, rank: int) -> None:
 
 
 def step(kind: str, mix: str, rank: int) -> dict[str, torch.Tensor]:
-    """The gradients of one step, whole."""
+    """The gathered gradients of one step."""
     model = compose(kind)
     batches = [two_modalities.make_batch(model, share) for share in mix.split("|")]
     learned = sum(two_modalities.learned(batch) for batch in batches)
@@ -103,14 +104,14 @@ def step(kind: str, mix: str, rank: int) -> dict[str, torch.Tensor]:
         shard_by_accelerate(model)
     else:
         shard(model)
-    # a rank's loss is its sum over tokens; the mean over ranks is then the mean over all tokens
+    # each rank's loss is WORLD / learned times its sum over tokens, so the mean over ranks is the mean over all tokens
     run(**batches[rank], num_items_in_batch=learned / WORLD).loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in gradients.items()}
 
 
 def main(kind: str, folder: str, rank: int) -> None:
-    """One process, all mixes."""
+    """Run all mixes in one process."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", f"file://{folder}/meeting", timedelta(seconds=60), world_size=WORLD, rank=rank

@@ -1,4 +1,4 @@
-"""Projects of plugins, as the command or a page of the documentation has them written; and what installing one would add."""
+"""Plugin projects that the command or a documentation page writes, and the metadata that installing them would add."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COMMAND = re.compile(r"^cornstarch plugins new (\S+) --modality (\S+)$", re.MUL
 
 
 def new(folder: Path, names: Names) -> Path:
-    """Write a project by the command, and make Python take it for installed."""
+    """Write a project with the command, and add metadata so that Python treats it as installed."""
     project = folder / names.distribution
     assert main(["plugins", "new", names.distribution, "--modality", names.modality, "--into", str(project)]) == 0
     write_metadata(project)
@@ -26,15 +26,15 @@ def new(folder: Path, names: Names) -> Path:
 
 
 def names_in(page: str) -> Names:
-    """What the plugin is called that a page has the command write."""
+    """The names in the command of a page."""
     return Names(*_COMMAND.search(page).groups())
 
 
 def install_from(page: Path, folder: Path) -> None:
-    """Write the project that a page shows, the command's files before, and make Python take it for installed."""
+    """Write the project that a page shows, and add metadata so that Python treats it as installed."""
     text = page.read_text(encoding="utf-8")
     taken = steps(text)
-    if any(step.is_diff for step in taken):  # of what the command has written
+    if any(step.is_diff for step in taken):  # it changes files that the command writes
         write(names_in(text), folder)
     for step in taken:
         step.apply(folder)
@@ -43,7 +43,7 @@ def install_from(page: Path, folder: Path) -> None:
 
 
 def write_metadata(project: Path) -> None:
-    """Write the metadata beside a project's package that installing it would make."""
+    """Write the metadata that installing a project would add, next to its package."""
     text = (project / "pyproject.toml").read_text(encoding="utf-8")
     name, version, needs = (
         re.search(rf'^{key} = (?:\[)?"(.+?)"', text, re.MULTILINE)[1] for key in ("name", "version", "dependencies")
@@ -56,7 +56,7 @@ def write_metadata(project: Path) -> None:
 
 
 def python(projects: list[Path], folder: Path, *arguments: str, code: int = 0) -> str:
-    """Run Python with the projects installed, as far as it can tell; it must end in this exit code."""
+    """Run Python with the projects on its path, check the exit code, and return the output."""
     path = os.pathsep.join(str(project / "src") for project in projects)
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, *arguments]

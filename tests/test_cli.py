@@ -8,42 +8,30 @@ import subprocess
 import sys
 
 import pytest
-from fake_plugins import SPEC, hook, isolated, sound, was_imported, write_broken, write_plugin
+from fake_plugins import hook, isolated, sound, was_imported, write_broken, write_plugin
 
 from cornstarch_core import cli
 from cornstarch_core.cli import main
 from cornstarch_core.plugins import reset_registry
-from cornstarch_core.runtime import doctor
 
 
 @pytest.fixture
 def site(tmp_path):
-    """An empty folder: the only place where this process, and the children that the doctor starts, find plugins."""
+    """An empty folder: the only place where this process, and the children of the doctor, find plugins."""
     with isolated(tmp_path) as folder:
         yield folder
 
 
-def _encoder(**changes: str) -> str:
-    fields = ", ".join(f"{name}={value}" for name, value in changes.items())
-    return hook(
-        "register_encoders", f"return [replace({SPEC.format(name='clip', cls='fractions:Fraction')}, {fields})]"
-    )
-
-
-def _write_changed(site, name: str, **changes: str) -> None:
-    write_plugin(site, name, "from dataclasses import replace\n" + _encoder(**changes))
-
-
-def test_list_says_that_there_is_none(site, capsys):
-    """Without plugins, list says so, and what to do about it."""
+def test_list_says_that_no_plugin_is_installed(site, capsys):
+    """Without plugins, list says so, and how to install one."""
     assert main(["plugins", "list"]) == 0
     assert capsys.readouterr().out == (
         "No plugin is installed. Plugins are packages, for example: pip install cornstarch-vision\n"
     )
 
 
-def test_list_aligns_a_table(site, capsys, monkeypatch):
-    """One line per plugin, sorted, in columns, with state and reason; no plugin is imported."""
+def test_list_prints_a_table(site, capsys, monkeypatch):
+    """The table has one line for each plugin, sorted, with state and reason; no plugin is imported."""
     write_plugin(site, "fake-a", sound("clip"))
     write_plugin(site, "fake-long", sound("vit"), version="0.10.2", requires=("cornstarch-core>=99",))
     write_plugin(site, "fake-z", sound("beit"))
@@ -60,7 +48,7 @@ def test_list_aligns_a_table(site, capsys, monkeypatch):
 
 
 def test_list_as_json(site, capsys):
-    """--json gives every field of every plugin, and an empty list if there is none."""
+    """--json prints every field of every plugin, and an empty list without plugins."""
     assert main(["plugins", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
     reset_registry()
@@ -89,7 +77,7 @@ def test_list_warns_of_a_misspelt_variable(site, capsys, monkeypatch):
 
 
 def test_list_works_with_every_plugin_broken(site, capsys):
-    """list looks at no code, so no code can stop it."""
+    """list imports no plugin, so broken code does not stop it."""
     reasons = write_broken(site)
     assert main(["plugins", "list"]) == 0
     assert capsys.readouterr().out.count(" available") == len(reasons)
@@ -97,7 +85,8 @@ def test_list_works_with_every_plugin_broken(site, capsys):
 
 def test_show_tells_what_a_plugin_registers(site, capsys):
     """show prints the metadata and one line for each thing, by kind."""
-    code = sound("clip", "vit", more=hook("register_projectors", "return [ProjectorSpec(name='shuffle', build='a:b')]"))
+    shuffle = hook("register_projectors", "return [ProjectorSpec(name='shuffle', target='a:b')]")
+    code = sound("clip", "vit", more=shuffle)
     write_plugin(site, "fake-a", code)
     assert main(["plugins", "show", "Fake_A"]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -143,24 +132,24 @@ def test_an_unknown_name_ends_in_exit_code_1(site, capsys, command):
         assert captured.out == ""
 
 
-def test_doctor_finds_a_sound_plugin_sound(site, capsys):
-    """A sound plugin is ok, with the number of its targets and times; progress goes to stderr."""
+def test_doctor_reports_that_a_plugin_is_ok(site, capsys):
+    """The report has the number of targets and the times; progress goes to stderr."""
     write_plugin(site, "fake-a", sound("clip"))
     assert main(["plugins", "doctor"]) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith("fake-a 0.1.0: ok (3 targets; imported in ")
+    assert captured.out.startswith("fake-a 0.1.0: ok (2 targets; imported in ")
     assert captured.out.count("\n") == 1
     assert captured.err == "checking fake-a (1/1) ...\n"
 
 
 def test_doctor_without_plugins(site, capsys):
-    """Nothing to check is no problem."""
+    """Without plugins, the doctor succeeds."""
     assert main(["plugins", "doctor"]) == 0
     assert "No plugin is installed." in capsys.readouterr().out
 
 
 def test_doctor_reports_every_broken_plugin(site, capsys):
-    """Each broken plugin is reported with its reason and the end of its traceback; the sound one is ok."""
+    """Each broken plugin is reported with its reason and the end of its traceback; the working one is ok."""
     reasons = write_broken(site)
     write_plugin(site, "fake-a", sound("clip"))
     assert main(["plugins", "doctor"]) == 1
@@ -173,101 +162,8 @@ def test_doctor_reports_every_broken_plugin(site, capsys):
     assert "\nfake-a 0.1.0: ok (" in out
 
 
-def test_doctor_survives_what_ends_a_process(site, capsys):
-    """os._exit, a hang and a crash take only the child down, and it is said what was going on; output is shown."""
-    write_plugin(site, "fake-a", "import os\nprint('good bye', flush=True)\nos._exit(0)")
-    write_plugin(site, "fake-b", "import time\ntime.sleep(60)")
-    write_plugin(site, "fake-c", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
-    write_plugin(site, "fake-d", sound("clip"))
-    assert main(["plugins", "doctor", "--timeout", "3"]) == 1
-    out = capsys.readouterr().out
-    assert "the process ended with exit code 0 while importing fake_a\n    | good bye\n" in out
-    assert "the process was still busy after 3 s while importing fake_b\n" in out
-    assert "the process was killed by signal 9 while importing fake_c\n" in out
-    assert "fake-d 0.1.0: ok (" in out
-
-
-def test_doctor_resolves_every_target(site, capsys):
-    """A target that can't be imported or used is a problem that names the spec, the field and the reason."""
-    (site / "fake_exit.py").write_text("import os\nos._exit(3)")
-    _write_changed(site, "fake-a", num_tokens="'math:flor'")
-    _write_changed(site, "fake-b", dummy_inputs="'math:pi'")
-    _write_changed(site, "fake-c", hidden_size="'fake_missing:x'", build="'fake_gone:x'")
-    _write_changed(site, "fake-d", build="'fake_exit:x'")
-    assert main(["plugins", "doctor"]) == 1
-    out = capsys.readouterr().out
-    assert "problem: encoders 'clip': num_tokens: fake-a: can't import 'math:flor': AttributeError: " in out
-    assert "problem: encoders 'clip': dummy_inputs: 'math:pi' can't be called" in out
-    assert "fake-c 0.1.0: 2 problems (" in out
-    assert "    | ModuleNotFoundError: No module named 'fake_missing'" in out
-    assert "problem: the process ended with exit code 3 while importing fake_exit:x" in out
-
-
-def test_doctor_checks_that_classes_can_match(site, capsys):
-    """A class that is named by another path than where it is defined would never match, and is a problem."""
-    _write_changed(site, "fake-a", classes="('decimal:Fraction',)")
-    _write_changed(site, "fake-b", classes="('math:pi',)")
-    _write_changed(site, "fake-c", classes="('statistics:Fraction',)")
-    assert main(["plugins", "doctor"]) == 1
-    out = capsys.readouterr().out
-    assert "classes: fake-a: can't import 'decimal:Fraction'" in out
-    assert "classes: 'math:pi' is no class" in out
-    assert "classes: 'statistics:Fraction' is defined as 'fractions:Fraction'; write that" in out
-
-
-def test_doctor_checks_references(site, capsys):
-    """A spec that names a processor which nobody offers is a problem; one of a plugin that it depends on is none."""
-    processor = "return [ProcessorSpec(name='image', modality='vision', build='math:floor')]"
-    write_plugin(site, "fake-base", hook("register_processors", processor))
-    code = "from dataclasses import replace\n" + _encoder(processor="'image'")
-    write_plugin(site, "fake-a", code, requires=("cornstarch-core", "Fake_Base>=0.1"))
-    write_plugin(site, "fake-b", code)
-    assert main(["plugins", "doctor"]) == 1
-    out = capsys.readouterr().out
-    assert "fake-a 0.1.0: ok (" in out
-    assert "problem: encoders 'clip': processor: no processor for 'image'" in out
-    assert "fake-b 0.1.0: 1 problem (" in out
-
-
-def test_doctor_leaves_a_blocked_dependency_blocked(site, capsys, monkeypatch):
-    """A plugin is tried out under the conditions that the environment sets, and with what it depends on."""
-    write_plugin(site, "fake-base", sound("vit"))
-    write_plugin(site, "fake-a", sound("clip"), requires=("cornstarch-core", "fake-base"))
-    assert main(["plugins", "doctor", "fake-a"]) == 0
-    assert was_imported(site, "fake-base")
-    (site / "fake_base.py.imported").unlink()
-    monkeypatch.setenv("CORNSTARCH_PLUGINS", "fake-a")
-    reset_registry()
-    assert main(["plugins", "doctor", "fake-a"]) == 0
-    assert not was_imported(site, "fake-base")
-
-
-def test_a_cut_line_of_a_killed_child_is_left_out(tmp_path):
-    """The last line that a killed child wrote may be half a line."""
-    (tmp_path / "events").write_text('{"doing": "importing x"}\n{"doi')
-    assert list(doctor._events(str(tmp_path / "events"))) == [{"doing": "importing x"}]
-
-
-def test_doctor_warns_of_heavy_imports(site, capsys):
-    """A plugin whose light module imports torch gets a warning, which is no problem."""
-    (site / "torch.py").write_text("")
-    write_plugin(site, "fake-a", "import torch\n" + sound("clip"))
-    assert main(["plugins", "doctor"]) == 0
-    assert (
-        "  warning: importing fake_a imports torch; name heavy things in the specs instead" in capsys.readouterr().out
-    )
-
-
-def test_doctor_does_not_count_targets_as_heavy_imports(site, capsys):
-    """What the targets import is heavy by right."""
-    (site / "torch.py").write_text("def count():\n    pass")
-    _write_changed(site, "fake-a", num_tokens="'torch:count'")
-    assert main(["plugins", "doctor"]) == 0
-    assert "warning" not in capsys.readouterr().out
-
-
 def test_doctor_skips_what_is_blocked(site, capsys, monkeypatch):
-    """A blocked plugin is not imported and no problem; an incompatible one is not imported and a problem."""
+    """A blocked plugin is skipped; an incompatible one is a problem; neither is imported."""
     write_plugin(site, "fake-a", sound("clip"))
     write_plugin(site, "fake-b", sound("vit"), requires=("cornstarch-core>=99",))
     monkeypatch.setenv("CORNSTARCH_DISABLE_PLUGINS", "fake-a")
@@ -280,7 +176,7 @@ def test_doctor_skips_what_is_blocked(site, capsys, monkeypatch):
 
 
 def test_doctor_notes_what_several_plugins_offer(site, capsys):
-    """A name that two plugins offer is a note, with the names to use; a class that two claim is a problem."""
+    """A name that two plugins offer is a note with the names to use; a class that two claim is a problem."""
     write_plugin(site, "fake-a", sound("clip"))
     write_plugin(site, "fake-b", sound("clip", cls="decimal:Decimal"))
     assert main(["plugins", "doctor"]) == 0
@@ -292,7 +188,7 @@ def test_doctor_notes_what_several_plugins_offer(site, capsys):
 
 
 def test_anything_can_be_printed(site):
-    """An error message that the terminal can't show is escaped, and does not end the program."""
+    """A character that the terminal can't show is escaped, and does not end the program."""
     write_plugin(site, "fake-a", "raise RuntimeError('\\udcff \\u2026')")
     code = f"import sys; sys.path[:] = {sys.path!r}; from cornstarch_core.cli import main; sys.exit(main())"
     done = subprocess.run(
@@ -309,7 +205,7 @@ def test_anything_can_be_printed(site):
     "arguments", [[], ["plugins"], ["plugins", "lsit"], ["plugins", "show"], ["plugins", "new", "a"], ["x"]]
 )
 def test_wrong_arguments_end_in_exit_code_2(arguments, capsys):
-    """What can't be parsed is a usage error on stderr."""
+    """Arguments that can't be parsed are a usage error on stderr."""
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2

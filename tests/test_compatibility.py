@@ -1,6 +1,6 @@
 """What docs/compatibility.md promises to plugins that were written for an earlier version.
 
-The tables are what version 0.1 promises. They may be added to; an entry that has to go is a change that the policy has rules for.
+The tables have the promises of version 0.1. Entries may be added; removing one follows the rules of that page.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fake_plugins import hook, isolated, sound, write_plugin
 from safetensors.torch import load_file
 
 from cornstarch_core import MultimodalModel, MultimodalProcessor, errors, hookspecs, specs
-from cornstarch_core.plugins import registry
-from cornstarch_core.runtime import discovery, doctor
+from cornstarch_core.plugins import discovery, doctor, registry
+from cornstarch_core.plugins.activation import spec_types
 from cornstarch_core.training import load_trained
 
 HOOKS = {
@@ -32,32 +32,42 @@ HOOKS = {
     "cornstarch_register_processors": [],
     "cornstarch_register_projectors": [],
 }
-"""Each hook, with the arguments that an implementation may ask for."""
+"""Each hook, with the arguments that an implementation can take."""
 
 NEEDED = {
-    "CallbackSpec": {"name", "modality", "build"},
-    "CheckpointSpec": {"name", "load"},
+    "CallbackSpec": {"name", "target", "modality"},
+    "CheckpointSpec": {"name", "target"},
     "EncoderContext": {"key", "config", "hidden_size", "text_hidden_size"},
-    "EncoderSpec": {"name", "modality", "classes", "input_names", "num_tokens", "dummy_inputs"},
+    "EncoderSpec": {"name", "target", "modality", "classes", "input_names"},
     "ModalCallbacks": set(),
-    "ProcessorSpec": {"name", "modality", "build"},
-    "ProjectorSpec": {"name", "build"},
+    "ProcessorSpec": {"name", "target", "modality"},
+    "ProjectorSpec": {"name", "target"},
 }
-"""The fields that have to be given."""
+"""The required fields."""
 
 OPTIONAL = {
     "CallbackSpec": {"processor"},
-    "CheckpointSpec": {"load_processor", "export", "callback", "encoder"},
+    "CheckpointSpec": {"callback", "encoder"},
     "EncoderContext": {"prefix_tokens", "layers"},
-    "EncoderSpec": {"hidden_size", "prefix_tokens", "layers", "processor", "build"},
+    "EncoderSpec": {"layers", "processor"},
     "ModalCallbacks": {
-        *("preprocess", "postprocess_module", "postprocess_projector", "run_module", "calls_vary", "num_tokens"),
-        *("num_features", "process", "dummy_inputs", "hidden_size", "input_names"),
+        *("preprocess", "postprocess_module", "postprocess_projector", "run_module", "data_dependent_calls"),
+        *("num_tokens_before_projector", "num_tokens_after_projector", "prepare_on_host", "dummy_inputs"),
+        *("hidden_size", "input_names"),
     },
-    "ProcessorSpec": {"media_names", "content_types", "wrap", "prepare"},
-    "ProjectorSpec": {"num_tokens", "dummy_inputs"},
+    "ProcessorSpec": {"media_names", "content_types"},
+    "ProjectorSpec": {"per_token"},
 }
-"""The fields that may be given."""
+"""The optional fields."""
+
+ABSTRACT = {
+    "CallbacksInterface": {"build"},
+    "CheckpointInterface": {"load"},
+    "EncoderInterface": {"num_tokens", "dummy_inputs"},
+    "ProcessorInterface": {"build"},
+    "ProjectorInterface": {"build"},
+}
+"""The required methods of targets. The arguments of all methods are in ``tests/data``."""
 
 ERRORS = {
     *("AmbiguousNameError", "CheckpointError", "CompositionError", "CornstarchError", "InputError", "MediaError"),
@@ -76,7 +86,7 @@ def site(tmp_path):
 
 
 def later(monkeypatch, name: str, function, **options) -> None:
-    """Make this the core of a later version, in which the hook looks so."""
+    """Give the hook another signature, as in a later version of the core."""
     function.__name__ = name
     monkeypatch.setattr(hookspecs, name, hookspecs.hookspec(**options)(function), raising=False)
     monkeypatch.setattr(hookspecs, "__all__", sorted({*hookspecs.__all__, name}))
@@ -86,14 +96,14 @@ def later(monkeypatch, name: str, function, **options) -> None:
 
 
 def test_every_hook_of_the_first_version_is_there_with_its_arguments():
-    """Hooks and arguments may be added."""
+    """New hooks and new arguments are allowed."""
     for name, arguments in HOOKS.items():
         assert set(arguments) <= set(inspect.signature(getattr(hookspecs, name)).parameters)
 
 
 @pytest.mark.parametrize("name", NEEDED)
 def test_every_spec_of_the_first_version_can_still_be_made(name):
-    """Fields may be added, with a default; by keyword, so that their order is nobody's business."""
+    """New fields need a default. Fields are given by keyword, so their order does not matter."""
     cls = getattr(specs, name)
     found = {field.name: field for field in fields(cls)}
     assert NEEDED[name] | OPTIONAL[name] <= found.keys()
@@ -102,8 +112,14 @@ def test_every_spec_of_the_first_version_can_still_be_made(name):
     assert all(field.kw_only for field in found.values())
 
 
-def test_names_that_users_write_down_stay():
-    """In ``except``, in ``pyproject.toml``, in the environment, and in what reads ``--json``."""
+def test_every_target_of_the_first_version_still_fits():
+    """A new method of an interface has a default."""
+    found = {cls.interface.__name__: set(cls.interface.__abstractmethods__) for cls in spec_types().values()}
+    assert all(found[name] <= methods for name, methods in ABSTRACT.items())
+
+
+def test_names_outside_of_python_stay():
+    """Errors in ``except``, names in ``pyproject.toml`` and in the environment, and the keys of ``--json`` stay."""
     assert set(errors.__all__) >= ERRORS
     assert discovery.GROUP == "cornstarch.plugins"
     assert (discovery.ALLOW, discovery.BLOCK) == ("CORNSTARCH_PLUGINS", "CORNSTARCH_DISABLE_PLUGINS")
@@ -114,7 +130,7 @@ def test_names_that_users_write_down_stay():
 
 @pytest.fixture(scope="module")
 def saved():
-    """What lies in ``tests/data``: see there."""
+    """The module that wrote the files in ``tests/data``."""
     spec = util.spec_from_file_location("saved", Path(__file__).parent / "data" / "saved.py")
     module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -123,18 +139,18 @@ def saved():
 
 
 def test_public_names_keep_their_arguments(saved):
-    """Arguments may be added; so may errors and targets. An error keeps what it can be caught as."""
+    """New arguments, errors and interfaces are allowed. An error keeps its base classes, and a method its arguments."""
     then, now = json.loads((saved.FOLDER / "public.json").read_text()), saved.public()
     for name, arguments in then["arguments"].items():
         assert name in now["arguments"]
         assert set(arguments) <= set(now["arguments"][name]), name
     for name, bases in then["errors"].items():
         assert set(bases) <= set(now["errors"][name]), name
-    assert then["targets"].items() <= now["targets"].items()
+    assert then["interfaces"].items() <= now["interfaces"].items()
 
 
-def test_a_model_that_was_saved_by_this_minor_version_comes_back(saved):
-    """With its processor, its adapters and the callback of a plugin; and what was trained of it, onto its base."""
+def test_a_model_that_was_saved_by_this_minor_version_can_be_loaded(saved):
+    """It loads with its processor, its adapters and the callback of a plugin; its trained weights load onto its base."""
     model = MultimodalModel.from_pretrained(saved.FOLDER).eval()
     processor = MultimodalProcessor.from_pretrained(saved.FOLDER)
     expected = load_file(saved.FOLDER / "expected.safetensors")["logits"]
@@ -158,20 +174,20 @@ def test_a_model_that_was_saved_by_this_minor_version_comes_back(saved):
 
 
 def test_a_plugin_that_asks_for_fewer_arguments_still_works(site, monkeypatch):
-    """A hook gets a further argument: whoever does not ask for it is called as before, down to asking for none."""
+    """If a hook gets a new argument, implementations without it, or without any, are called as before."""
     write_plugin(site, "fake-a", hook("model_composed", "seen.append('none')") + "from builtins_seen import seen\n")
     write_plugin(site, "fake-b", hook("model_composed", "model.append('model')", "model"))
     (site / "builtins_seen.py").write_text("seen = []\n")
     later(monkeypatch, "cornstarch_model_composed", lambda model, folder: None)
     model: list[str] = []
-    registry().model_composed(model)
+    registry().call_hook("cornstarch_model_composed", model=model, folder="x")
     assert [info.state for info in registry().plugins()] == ["active", "active"]
     assert model == ["model"]
     assert sys.modules["builtins_seen"].seen == ["none"]
 
 
 def test_an_argument_that_the_hook_does_not_have_is_refused_by_name(site, monkeypatch):
-    """And the arguments that it has are listed, those of this version."""
+    """The message lists the arguments of this version."""
     write_plugin(site, "fake-a", hook("model_composed", "pass", "model, trainer"))
     later(monkeypatch, "cornstarch_model_composed", lambda model, folder: None)
     registry().activate()
@@ -183,15 +199,15 @@ def test_an_argument_that_the_hook_does_not_have_is_refused_by_name(site, monkey
 
 
 def test_a_plugin_for_several_versions_gives_an_argument_a_default(site):
-    """It gets what the core has; of what the core does not have the default holds."""
+    """The core passes the arguments that it has; the others keep their defaults."""
     write_plugin(site, "fake-a", hook("model_composed", "model.append(trainer)", "model=None, trainer='none yet'"))
     model: list[str] = []
-    registry().model_composed(model)
+    registry().call_hook("cornstarch_model_composed", model=model)
     assert model == ["none yet"]
 
 
-def test_a_deprecated_hook_still_works_and_says_what_comes_instead(site, monkeypatch):
-    """The plugin stays active; whoever shows warnings sees where its function stands, and ``doctor`` tells it."""
+def test_a_deprecated_hook_still_works_and_names_its_replacement(site, monkeypatch):
+    """The plugin stays active, and the warning points to its function."""
     write_plugin(site, "fake-a", sound("clip") + hook("register_robots", "return []"))
     text = "cornstarch_register_robots is deprecated since 0.3 and goes with 0.5; use cornstarch_register_encoders"
     later(monkeypatch, "cornstarch_register_robots", lambda: None, warn_on_impl=DeprecationWarning(text))
@@ -200,8 +216,8 @@ def test_a_deprecated_hook_still_works_and_says_what_comes_instead(site, monkeyp
     assert caught[0].filename == str(site / "fake_a.py")
 
 
-def test_the_doctor_tells_of_a_deprecated_argument(site, monkeypatch):
-    """As a warning, and not as a problem."""
+def test_the_doctor_warns_of_a_deprecated_argument(site, monkeypatch):
+    """It is a warning, not a problem."""
     write_plugin(site, "fake-a", hook("model_composed", "pass", "model"))
     text = "cornstarch_model_composed: 'model' is deprecated since 0.3 and goes with 0.5; use 'composition'"
     later(
@@ -217,7 +233,7 @@ def test_the_doctor_tells_of_a_deprecated_argument(site, monkeypatch):
 
 
 def test_the_doctor_does_not_blame_a_plugin_for_another(site, monkeypatch):
-    """Activated together, since one depends on the other, each answers for its own functions."""
+    """If one plugin depends on another, the warnings of each are reported for that plugin only."""
     write_plugin(site, "fake-a", hook("model_composed", "pass", "model"))
     write_plugin(site, "fake-b", "import fake_a\n", requires=["cornstarch-core>=0.1,<0.2", "fake-a"])
     later(
@@ -231,8 +247,8 @@ def test_the_doctor_does_not_blame_a_plugin_for_another(site, monkeypatch):
     assert not any("warning" in event for event in told)
 
 
-def test_a_hook_that_went_is_refused_unless_it_is_optional(site):
-    """``optionalhook=True`` keeps a plugin alive under versions with the hook and without it."""
+def test_a_removed_hook_is_refused_unless_it_is_optional(site):
+    """With ``optionalhook=True``, a plugin works with versions that have the hook and versions that do not."""
     write_plugin(site, "fake-a", hook("register_robots", "return []"))
     write_plugin(site, "fake-b", hook("register_robots", "return []", marker="@hookimpl(optionalhook=True)"))
     registry().activate()
@@ -240,7 +256,7 @@ def test_a_hook_that_went_is_refused_unless_it_is_optional(site):
 
 
 def test_a_plugin_for_a_later_core_is_never_run(site):
-    """Its requirement is checked before its code, which would fail on what is not there yet."""
+    """The core checks the plugin's requirement before it imports code that would fail."""
     write_plugin(
         site, "fake-a", sound("clip").replace("name=", "not_there_yet=1, name="), requires=["cornstarch-core>=9"]
     )

@@ -1,4 +1,4 @@
-"""What a step costs: frozen parts leave nothing behind, and our own code never waits for the device."""
+"""The cost of a step: frozen parts save no tensors for backward, and the core never waits for the device."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from cornstarch_core import ModalEncoderModule, MultimodalCollator, MultimodalMo
 
 
 def composed() -> MultimodalModel:
-    """CLIP and Llama; the placeholder id lies outside the table."""
+    """Compose CLIP and Llama with a placeholder id outside the embedding table."""
     model = MultimodalModel(encoders={"vision": ModalEncoderModule(tiny.clip())}, language_model=tiny.llama())
     model.set_modality_token_ids({"vision": tiny.IMAGE_TOKEN})
     return model
 
 
 def enable_checkpointing(model: MultimodalModel) -> None:
-    """Under the name that this release of transformers has for it: 5.17 knows the older one only."""
+    """Enable checkpointing by the name that this release of transformers uses: 5.17 has only the older name."""
     (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
 
 
 def batch(*images: int) -> dict:
-    """A batch to train on."""
+    """Make a training batch."""
     return {**tiny.prompt(*images), "pixel_values": tiny.pixels(sum(images))}
 
 
 def outside_the_language_model(model: MultimodalModel, batch: dict) -> Ops:
-    """The operations of one forward and backward that are not the language model's own."""
+    """The operations of one forward pass that run outside the language model."""
     ops = Ops()
     handles = [
         model.language_model.register_forward_pre_hook(lambda *_: setattr(ops, "paused", True)),
@@ -47,8 +47,8 @@ def outside_the_language_model(model: MultimodalModel, batch: dict) -> Ops:
 
 
 @pytest.mark.parametrize("callbacks", [None, "llava"])
-def test_a_batch_from_the_processor_costs_no_sync_whatever_the_number_of_images(callbacks):
-    """Collated conversations with 0 to 9 images: no item, nonzero or boolean index, and one count of operations."""
+def test_a_batch_from_the_processor_costs_no_sync_for_any_number_of_images(callbacks):
+    """With 0 to 9 images, no operation makes the host wait, and the number of operations stays the same."""
     model = words.model(callbacks)
     collate = MultimodalCollator(
         MultimodalProcessor(tokenizer=words.tokenizer(), model=model, chat_template=words.CHATML)
@@ -64,14 +64,14 @@ def test_a_batch_from_the_processor_costs_no_sync_whatever_the_number_of_images(
 
 
 def conversation(images: int) -> list[dict]:
-    """A question about so many images, and an answer."""
+    """Make a conversation about this number of images."""
     content = [{"type": "image", "image": words.image(seed)} for seed in range(images)]
     question = {"role": "user", "content": [*content, {"type": "text", "text": "What is it?"}]}
     return [question, {"role": "assistant", "content": "A cat."}]
 
 
-def test_a_batch_without_media_costs_no_sync_either():
-    """Empty positions say that there is nothing to look for."""
+def test_a_batch_without_media_costs_no_sync():
+    """Empty positions tell the model that there are no placeholders, so it does not search for them."""
     model = words.model()
     collate = MultimodalCollator(
         MultimodalProcessor(tokenizer=words.tokenizer(), model=model, chat_template=words.CHATML)
@@ -79,8 +79,8 @@ def test_a_batch_without_media_costs_no_sync_either():
     assert outside_the_language_model(model, collate([conversation(0)])).syncs == []
 
 
-def test_the_counter_counts():
-    """Looking placeholders up by id does cost a sync, and the check sees it."""
+def test_the_check_for_syncs_finds_one():
+    """Finding placeholders by their token id costs a sync, and the check reports it."""
     model = composed()
     ops = outside_the_language_model(model, {**tiny.prompt(1), "pixel_values": tiny.pixels(1)})
     assert any("nonzero" in name for name in ops.syncs)
@@ -116,7 +116,7 @@ class Saved:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("peft", [None, "language model", "whole", "encoders"])
 def test_frozen_encoders_leave_no_graph(checkpointing, peft):
-    """Zero bytes saved for backward, one forward and no recompute; with activation checkpointing and PEFT anywhere."""
+    """A frozen encoder saves no bytes for backward and runs once, with activation checkpointing and with PEFT on any part."""
     model = two_modalities.compose()
     batch = two_modalities.make_batch(model, "v a t")
     if peft == "encoders":
@@ -142,8 +142,8 @@ def test_frozen_encoders_leave_no_graph(checkpointing, peft):
         assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
-def test_the_byte_counter_counts():
-    """An encoder that trains does save tensors, and the check sees it."""
+def test_the_check_for_saved_bytes_finds_some():
+    """An encoder that trains saves tensors for backward, and the check counts their bytes."""
     model = composed().train()
     with Saved(model.vision_encoder.module) as saved:
         model(**batch(1)).loss.backward()
@@ -151,7 +151,7 @@ def test_the_byte_counter_counts():
 
 
 def test_pixels_that_require_gradients_get_them():
-    """Frozen means that nobody asks; who asks for the gradient of the pixels is answered."""
+    """A frozen encoder still passes gradients to pixels that require them."""
     model = composed()
     model.set_trainable(encoders={"vision": (False, False)}, language_model=False)
     pixels = tiny.pixels(1).requires_grad_()
@@ -160,7 +160,7 @@ def test_pixels_that_require_gradients_get_them():
 
 
 def test_activation_checkpointing_changes_no_gradient():
-    """The same gradients for every parameter, with an encoder that trains."""
+    """All gradients are the same with and without activation checkpointing."""
     gradients = []
     for checkpointing in (False, True):
         model = composed().train()

@@ -1,9 +1,9 @@
 """The documentation is true: its links lead somewhere, and every block of Python in it runs.
 
-A block titled "needs a hub" runs on small models that lie where the hub's would be, one titled "needs several ranks" with a
-single one, and one titled with the name of a file is that file of a plugin. A text right below a block that prints is what it
-prints, and messages of errors are raised by a block of their page, unless their title is "shown, not raised here". Whether the documentation is complete is a matter
-of test_docs_complete.py.
+A block titled "needs the Hugging Face Hub" runs on small models in folders that have the names of the checkpoints. A block
+titled "needs several processes" runs in a single one. A block titled with the name of a file is that file of a plugin. A text
+right below a block that prints is what the block prints, and a block of the page raises the messages of errors, unless their
+title is "not raised by the examples". test_docs_complete.py tests whether the documentation is complete.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from cornstarch_core.plugins import reset_registry
 LANGUAGES = {"console", "diff", "json", "markdown", "python", "text", "toml", "yaml"}
 """Those of blocks. Python has one name only, since what is called otherwise would not be run."""
 
-NEEDS = re.compile(r"needs (a hub( and a GPU)?|several ranks)")
+NEEDS = re.compile(r"needs (the Hugging Face Hub( and a GPU)?|several processes)")
 FILE = re.compile(r"[\w./-]+\.\w+")
-NOT_RAISED = "shown, not raised here"
+NOT_RAISED = "not raised by the examples"
 """The title of a block of messages that no block of its page raises."""
 
 PYTHON = re.compile(r"^(import \w|from [\w.]+ import |assert )", re.MULTILINE)
@@ -42,8 +42,13 @@ OF_THE_ENVIRONMENT = DOCS / "compatibility.md"
 """The page that prints which plugins are installed."""
 
 BY_HAND = DOCS / "how-to" / "plugin-by-hand.md"
-WITH_FILES = [BY_HAND, DOCS / "how-to" / "test-a-plugin.md", DOCS / "tutorials" / "write-a-plugin.md"]
-"""Pages that show the files of a plugin: here, in testing/test_own_plugins.py and in test_tutorial.py those are tried out."""
+WITH_FILES = [
+    ROOT / "CONTRIBUTING.md",
+    BY_HAND,
+    DOCS / "how-to" / "test-a-plugin.md",
+    DOCS / "tutorials" / "write-a-plugin.md",
+]
+"""Pages that show files: plugins/test_add_a_hook.py, this file, testing/test_own_plugins.py and test_tutorial.py run them."""
 
 
 # --- blocks and links -------------------------------------------------------------------------------------------------
@@ -99,8 +104,11 @@ def test_internal_links_resolve(page):
         ("```\nx\n```\n", "line 1: the language is '', not one of console, "),
         ("a\n\n```py\nx\n```\n", "line 3: the language is 'py'"),
         ('```python title="needs a nap"\nx\n```\n', "line 1: 'needs a nap' is neither"),
-        ('- a\n\n  ```text title="needs a hub"\n  x\n  ```\n', "line 3: 'needs a hub' is neither"),
-        ('```python title="shown, not raised here"\nx\n```\n', "line 1: 'shown, not raised here' is neither"),
+        (
+            '- a\n\n  ```text title="needs several processes"\n  x\n  ```\n',
+            "line 3: 'needs several processes' is neither",
+        ),
+        ('```python title="not raised by the examples"\nx\n```\n', "line 1: 'not raised by the examples' is neither"),
         ("```console\nimport torch\n```\n", "line 1: this is Python, which would not be run as 'console'"),
         ("```text\nx = 1\nassert x\n```\n", "line 1: this is Python, which would not be run as 'text'"),
         ("```text\nfrom a.b import c\n```\n", "line 1: this is Python, which would not be run as 'text'"),
@@ -110,9 +118,7 @@ def test_a_block_that_would_not_be_run_is_seen(text, problem):
     """Without a language, with another name of Python's, with a title that is misspelt, in a list, called something else."""
     (found,) = block_problems(text)
     assert found.startswith(problem)
-    fine = (
-        '```python title="needs a hub"\nx\n```\n\n```toml title="a/b.toml"\n```\n\n```text\nfrom one to the next\n```\n'
-    )
+    fine = '```python title="needs the Hugging Face Hub"\nx\n```\n\n```toml title="a/b.toml"\n```\n\n```text\nfrom one to the next\n```\n'
     assert block_problems(fine) == []
 
 
@@ -229,7 +235,7 @@ def runnable(page: Path) -> list[Block]:
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name_of)
 @pytest.mark.usefixtures("hub", "installed", "rank")
 def test_every_example_of_a_page_runs(page):
-    """In one namespace, from top to bottom; offline, on small models where it needs a hub. It prints and raises what is shown."""
+    """In one namespace, from top to bottom; offline, on small models where it needs the Hub. It prints and raises what is shown."""
     printed, raised = run(page)
     if page != OF_THE_ENVIRONMENT:
         assert print_problems(read(page), printed) == []
@@ -293,7 +299,7 @@ def print_problems(text: str, printed: dict[int, str]) -> list[str]:
 def test_a_message_that_no_block_raises_is_seen():
     """Whatever its line breaks; what is said not to be raised here is passed over, and so are other texts."""
     text = "```text\nAError: one,\n… three.\n\nBError: x\n```\n\n```text\nCError of old\n```\n"
-    other = '```text title="shown, not raised here"\nDError: y\n```\n'
+    other = '```text title="not raised by the examples"\nDError: y\n```\n'
     assert message_problems(text + other, ["AError: one, two, three.", "BError: x"]) == []
     assert message_problems("```text\nAError: 0.1\n```\n", ["AError: 0.2"]) == ["AError: 0.1\n"]
     assert message_problems(text, ["AError: one, two, four.", "BError: x, y"]) == [

@@ -13,6 +13,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ PLUGIN_PACKAGES = [plugin.name.replace("-", "_") for plugin in PLUGINS]
 
 FOR_USERS = (
     "cornstarch_core",
-    "cornstarch_core.families",
+    "cornstarch_core.interop",
     "cornstarch_core.plugins",
     "cornstarch_core.specs",
     "cornstarch_core.testing",
@@ -35,7 +36,15 @@ FOR_USERS = (
 )
 """Modules of which every name in ``__all__`` is public, and stands on the page of reference under the module's own name."""
 
-SINGLE = ("cornstarch_core.checkpoint.export_pretrained",)
+SINGLE = (
+    "cornstarch_core.interop.export_pretrained",
+    "cornstarch_audio.conv_downsample.ConvDownsampleProjector",
+    "cornstarch_audio.frame_stack.FrameStackProjector",
+    "cornstarch_audio.resampler.ResamplerProjector",
+    "cornstarch_audio.waveforms.prepare_audio",
+    "cornstarch_vision.images.prepare_image",
+    "cornstarch_vision.pixel_shuffle.PixelShuffleProjector",
+)
 """Public names of modules that are not for users as a whole."""
 
 ELSEWHERE = {"cornstarch_core.specs.ModalCallbacks": "cornstarch_core.ModalCallbacks"}
@@ -57,13 +66,14 @@ IN_PROSE = {
     "CompositeModel.set_input_embeddings",
     "CompositeModel.set_output_embeddings",
     "ConvDownsampleProjector.forward",
-    "EncoderSubject.compose",
-    "EncoderSubject.features",
-    "EncoderSubject.items",
-    "EncoderSubject.make_items",
-    "EncoderSubject.prepare",
+    "EncoderUnderTest.compose",
+    "EncoderUnderTest.fail",
+    "EncoderUnderTest.failing",
+    "EncoderUnderTest.features",
+    "EncoderUnderTest.items",
+    "EncoderUnderTest.make_items",
+    "EncoderUnderTest.prepare",
     "FrameStackProjector.forward",
-    "ModalEncoderModule.context",
     "MultimodalProcessor.template",
     "MultimodalProjector.forward",
     "PixelShuffleProjector.forward",
@@ -78,14 +88,13 @@ IN_PROSE = {
 
 
 def of_plugins() -> Iterator[str]:
-    """What the plugins of this project register that users call or set options of: callbacks, projectors, checks of items."""
+    """The targets that the plugins of this project register for users: of callbacks, projectors and processors."""
     for package in PLUGIN_PACKAGES:
         module = importlib.import_module(f"{package}.plugin")
-        for kind, field in (("callbacks", "build"), ("projectors", "build"), ("processors", "prepare")):
+        for kind in ("callbacks", "projectors", "processors"):
             for spec in getattr(module, f"cornstarch_register_{kind}", list)():
-                target = getattr(spec, field)
-                if target is not None and target.startswith(package):  # not another plugin's, which has it already
-                    yield target.replace(":", ".")
+                if spec.target.startswith(package):  # not another plugin's, which has it already
+                    yield spec.target.replace(":", ".")
 
 
 def public_names() -> list[str]:
@@ -140,8 +149,17 @@ def docstring_problems(name: str, text: str | None, needed: Iterable[str], retur
 def method_problems(name: str, method: Any) -> list[str]:
     """What the docstring of a method lacks; it has to be its own, and not a base class's."""
     is_function = inspect.isfunction(method) and name not in IN_PROSE
-    needed = [argument for argument in arguments(method) if argument != "cls"] if is_function else []
+    known = {"cls", *(interface_arguments(method) if is_function else ())}
+    needed = [argument for argument in arguments(method) if argument not in known] if is_function else []
     return docstring_problems(name, inspect.cleandoc(method.__doc__ or ""), needed)
+
+
+def interface_arguments(method: Any) -> list[str]:
+    """The arguments that a target's method has from its interface, which describes them."""
+    owner = getattr(sys.modules[method.__module__], method.__qualname__.partition(".")[0], None)
+    declared = (vars(base).get(method.__name__) for base in getattr(owner, "__mro__", ())[1:])
+    of_interface = next((one for one in declared if one is not None and one.__module__ == specs.__name__), None)
+    return arguments(of_interface) if of_interface is not None else []
 
 
 def hook_problems(page: str, docstrings: dict[str, str | None]) -> list[str]:
@@ -191,11 +209,31 @@ def _is_there(name: str) -> bool:
     return True
 
 
-def target_problems(page: str, table: dict[str, str]) -> list[str]:
-    """Targets whose row on the page lacks, or begins with another signature than in the docstring of specs.py."""
-    documented = {name: cells[0] for name, cells in rows(page, "Field").items()}
-    wrong = [name for name in table if not documented.get(name, "").startswith(f"`{table[name]}`")]
-    return wrong + [name for name in documented if name not in table]
+def interfaces() -> dict[str, type]:
+    """The specs with the interfaces of their targets, as the table in the docstring of specs.py has them."""
+    table = re.findall(r"^:class:`(\w+Spec)`\s+:class:`(\w+)`$", specs.__doc__, re.MULTILINE)
+    return {spec: getattr(specs, interface) for spec, interface in table}
+
+
+def signatures(interface: type) -> dict[str, str]:
+    """The methods of an interface, each with its arguments; ``*args`` only lets a type checker accept further names."""
+    found = {}
+    for name, method in vars(interface).items():
+        if inspect.isfunction(method) and not name.startswith("_"):
+            _, *parameters = inspect.signature(method).parameters.values()
+            shown = [str(one.replace(annotation=one.empty)) for one in parameters if one.kind is not one.VAR_POSITIONAL]
+            found[f"{interface.__name__}.{name}"] = f"({', '.join(shown)})"
+    return found
+
+
+def target_problems(page: str, table: dict[str, type]) -> list[str]:
+    """Specs whose row on the page lacks or names another interface, and methods whose row lacks or has other arguments."""
+    expected = {spec: interface.__name__ for spec, interface in table.items()}
+    documented = {spec: cells[0].strip("`") for spec, cells in rows(page, "Spec").items()}
+    for interface in table.values():
+        expected |= signatures(interface)
+    documented |= {method: cells[0].strip("`") for method, cells in rows(page, "Method").items()}
+    return [name for name in {**expected, **documented} if expected.get(name) != documented.get(name)]
 
 
 def commands(parser: argparse.ArgumentParser, name: str = "cornstarch") -> Iterator[str]:
@@ -245,9 +283,11 @@ def test_what_a_hook_returns_is_named_in_its_docstring():
 
 
 def test_targets_are_documented_with_their_signatures():
-    """The table on the page is the one in specs.py."""
-    table = dict(re.findall(r"^``(\w+Spec\.\w+)``\s+``([^`]+)``", specs.__doc__, re.MULTILINE))
-    assert table
+    """The tables on the page have the interfaces of specs.py, and their methods with their arguments."""
+    table = interfaces()
+    assert {
+        name: getattr(specs, name).interface for name in specs.__all__ if name.endswith("Spec") and name != "Spec"
+    } == table
     assert target_problems(read(DOCS / "hooks.md"), table) == []
 
 
@@ -273,7 +313,7 @@ def test_a_name_that_stands_elsewhere_is_the_same_thing():
 def test_every_public_name_has_a_docstring_that_describes_its_arguments(name):
     """Each of them, on a line of its own; a constant's stands below it, where Python does not see it."""
     value = find(name)
-    if callable(value):
+    if inspect.isclass(value) or inspect.isroutine(value):
         assert docstring_problems(name, inspect.getdoc(value), arguments(value)) == []
 
 
@@ -408,9 +448,19 @@ def test_a_method_without_a_docstring_or_with_an_argument_that_it_does_not_descr
     assert method_problems("Model.set_trainable", Model.set_trainable) == ["Model.set_trainable has no docstring"]
     assert method_problems("Model.compose", Model.compose) == ["Model.compose: its docstring does not describe 'more'"]
     assert method_problems("Model.kind", Model.kind) == ["Model.kind has no docstring"]
-    assert {"MultimodalModel.set_trainable", "MultimodalModel.generate", "Provided.qualified_name"} <= set(
+    assert {"MultimodalModel.set_trainable", "MultimodalModel.generate", "Registration.qualified_name"} <= set(
         public_methods()
     )
+
+
+def test_an_option_of_a_target_that_is_not_described_is_seen():
+    """The interface describes its own arguments, and the target those that it adds."""
+    build = public_methods()["Llava.build"]
+    assert {"context", "callback_options"} == set(interface_arguments(build))
+    text, method = build.__doc__, FunctionType(build.__code__, build.__globals__, "build", build.__defaults__)
+    method.__qualname__, method.__doc__ = build.__qualname__, text.replace("drop_tokens: ", "it is ")
+    assert method_problems("Llava.build", build) == []
+    assert method_problems("Llava.build", method) == ["Llava.build: its docstring does not describe 'drop_tokens'"]
 
 
 @pytest.mark.parametrize("name", public_names())
@@ -447,10 +497,12 @@ def test_a_row_that_is_taken_out_of_a_table_or_emptied_is_seen(page, heading, na
 
 
 def test_a_row_of_a_target_that_is_taken_out_is_seen():
-    """The table of the signatures behind the specs."""
-    table = dict(re.findall(r"^``(\w+Spec\.\w+)``\s+``([^`]+)``", specs.__doc__, re.MULTILINE))
-    page = without(read(DOCS / "hooks.md"), "| `EncoderSpec.build` |")
-    assert target_problems(page, table) == ["EncoderSpec.build"]
+    """Or has other arguments; of the specs and of the methods of their interfaces."""
+    page = read(DOCS / "hooks.md")
+    for name in ("EncoderInterface.build", "EncoderSpec"):
+        assert target_problems(without(page, f"| `{name}` |"), interfaces()) == [name]
+    changed = page.replace("`(config, counts)`", "`(config)`")
+    assert target_problems(changed, interfaces()) == ["ProjectorInterface.num_tokens"]
 
 
 def test_commands_are_told_with_what_they_need_and_can_do_without():

@@ -1,4 +1,4 @@
-"""The recipe of LLaVA's two stages: runs, goes on where it was, also on two ranks, and trains what it says."""
+"""Tests of examples/finetune_llava.py: it trains the right parts, resumes a run, and runs on two ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-pytest.importorskip("matplotlib")  # of the extra "demo"
+pytest.importorskip("matplotlib")  # installed by the extra "demo"
 pytest.importorskip("sklearn")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -19,22 +19,22 @@ WATCHDOG = 240  # seconds
 
 
 def run(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    """The script in a process of its own, or in several."""
+    """Run the script in a new process, or in several with a launcher."""
     command = [sys.executable, *launcher, SCRIPT, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=WATCHDOG, check=False)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> tuple[Path, str]:
-    """A short run: its folder and what it said."""
+    """The output folder and the printed text of a short run."""
     folder = tmp_path_factory.mktemp("finetune")
     ended = run("--tiny", "--max-steps", "8", "--save-every", "4", "--show-every", "4", "--output", str(folder))
     assert ended.returncode == 0, ended.stderr[-3000:]
     return folder, ended.stdout
 
 
-def test_the_loss_falls_in_both_stages_and_the_result_comes_back(done):
-    """Eight steps each; a fresh composition with what was trained answers the same."""
+def test_the_loss_falls_in_both_stages_and_trained_weights_load(done):
+    """Eight steps reduce the loss of each stage, and a new model with the trained weights gives the same answers."""
     folder, _ = done
     metrics = json.loads((folder / "metrics.json").read_text())
     for stage in ("projector", "trained"):
@@ -45,8 +45,8 @@ def test_the_loss_falls_in_both_stages_and_the_result_comes_back(done):
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_data_are_in_the_layout_that_llava_publishes(done):
-    """Ids of both kinds, samples without an image, and images beside the file."""
+def test_the_tiny_data_have_the_layout_of_llavas_files(done):
+    """The entries have ids of both kinds, some have no image, and all their images exist."""
     entries = json.loads((done[0] / "tiny" / "finetune.json").read_text())
     assert {type(entry["id"]) for entry in entries} == {int, str}
     assert {"image" in entry for entry in entries} == {True, False}
@@ -55,7 +55,7 @@ def test_the_data_are_in_the_layout_that_llava_publishes(done):
 
 
 def test_each_stage_trains_its_parts(done):
-    """The projector alone; then LoRA, too. CLIP and the language model's own weights stay."""
+    """The first stage trains the projector, the second also LoRA; CLIP and the language model's own weights stay."""
     folder, said = done
     first, second = (load_file(folder / name / "trained.safetensors").keys() for name in ("projector", "trained"))
     assert {name.rpartition(".projector.")[0] for name in first} == {"vision_encoder"}
@@ -65,8 +65,8 @@ def test_each_stage_trains_its_parts(done):
     assert ", wanted " in said
 
 
-def test_entries_without_their_image_are_left_out_and_listed(done, monkeypatch, tmp_path, capsys):
-    """They would end a run in its middle; the samples to look at are the last ones that are whole."""
+def test_entries_with_a_missing_image_are_left_out_and_listed(done, monkeypatch, tmp_path, capsys):
+    """An entry whose image is missing is left out of the data, and a file in the output folder names it."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import finetune_llava
 
@@ -83,11 +83,11 @@ def test_entries_without_their_image_are_left_out_and_listed(done, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_started_again_it_goes_on(done):
-    """Stages that are done are loaded, one that is not goes on from its checkpoint."""
+def test_a_second_start_resumes_the_run(done):
+    """Finished stages are loaded, an unfinished stage resumes from its checkpoint, and other settings are refused."""
     folder, _ = done
     answers = (folder / "answers.json").read_text()
-    (folder / "trained.json").unlink()  # as if it had been stopped in the second stage
+    (folder / "trained.json").unlink()  # as if the run had stopped in the second stage
     refused = run("--tiny", "--max-steps", "9", "--output", str(folder))
     assert refused.returncode == 1
     assert "a run with other settings" in refused.stderr
@@ -99,8 +99,8 @@ def test_started_again_it_goes_on(done):
 
 
 @pytest.mark.slow
-def test_two_ranks_run_it_together(tmp_path):
-    """By torchrun; one rank at a time has samples without an image."""
+def test_the_script_runs_on_two_ranks(tmp_path):
+    """torchrun trains on two ranks, which do not always both have images, and one rank prints the result."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     ended = run("--tiny", "--max-steps", "3", "--batch", "2", "--output", str(tmp_path), launcher=launcher)
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -108,8 +108,8 @@ def test_two_ranks_run_it_together(tmp_path):
     assert ended.stdout.count("look at") == 1
 
 
-def test_what_is_missing_is_named():
-    """Without --tiny all paths are needed, and have to be there."""
+def test_missing_arguments_are_named():
+    """Without --tiny the script requires all paths, and its error names the missing arguments."""
     ended = run("--language-model", "a", "--vision", "b")
     assert ended.returncode == 2
     assert "give --pretrain-data, --pretrain-images, --finetune-data, --finetune-images; or --tiny" in ended.stderr

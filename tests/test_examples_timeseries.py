@@ -1,4 +1,4 @@
-"""The exercises and the models of examples/timeseries.py: answers are true of the series, and both models are whole."""
+"""Tests of examples/timeseries.py: the answers are right for the series, and both models learn and generate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = ("timeseries_data", "timeseries_report", "timeseries")
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch):
-    """The modules under test, by name; examples are scripts, not a package."""
+    """The modules under test. They are imported from their folder, because examples are scripts and not a package."""
     monkeypatch.syspath_prepend(EXAMPLES)
     import timeseries
     import timeseries_data
@@ -29,20 +29,20 @@ def modules(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def data(modules):
-    """``timeseries_data``."""
+    """The module ``timeseries_data``."""
     return modules["data"]
 
 
 def strongest_period(series: np.ndarray, periods: list[int]) -> int:
-    """Which of these periods explains most of a series without its line."""
+    """The period with the largest amplitude in a series, after its linear trend is removed."""
     time = np.arange(len(series))
     rest = series - np.polyval(np.polyfit(time, series, 1), time)
     return max(periods, key=lambda period: abs(np.sum(rest * np.exp(-2j * np.pi * time / period))))
 
 
 @pytest.mark.parametrize("lengths", [(64, 64), (48, 96)])
-def test_answers_are_true(data, lengths):
-    """The highest value lies in the third that is said, always; line and wave are mostly to be found behind the noise."""
+def test_answers_are_right_for_the_series(data, lengths):
+    """The peak is always in the third of the answer; a fit finds the trend and the period of most noisy series."""
     rng = np.random.default_rng(0)
     found = {"trend": [], "period": []}
     for _ in range(300):
@@ -59,7 +59,7 @@ def test_answers_are_true(data, lengths):
 
 
 def test_answers_are_balanced(data):
-    """No answer is a good guess, and every question is asked as often."""
+    """Each kind of question appears equally often, and its answers are about equally frequent."""
     exercises = list(data.Exercises(1200, (64, 64), seed=0))
     for kind, answers in data.ANSWERS.items():
         said = [exercise.answer for exercise in exercises if exercise.kind == kind]
@@ -68,8 +68,8 @@ def test_answers_are_balanced(data):
         assert max(said.count(answer) for answer in answers) < 1.25 * len(said) / len(answers)
 
 
-def test_an_exercise_is_always_the_same_and_held_out_ones_are_others(data):
-    """An index and a seed fix the series; a held-out one is drawn apart from those for training."""
+def test_an_exercise_is_reproducible_and_held_out_ones_differ(data):
+    """An index and a seed always give the same series; a held-out exercise of the same index has another series."""
     one, again = (data.Exercises(3, (48, 96), seed=0)[2] for _ in range(2))
     held_out = data.Exercises(3, (48, 96), seed=0, held_out=True)[2]
     assert np.array_equal(one.series, again.series)
@@ -78,8 +78,8 @@ def test_an_exercise_is_always_the_same_and_held_out_ones_are_others(data):
         data.Exercises(3, (48, 96), seed=0)[3]
 
 
-def test_a_blanked_series_tells_nothing_and_is_as_long(data):
-    """One value for all of it; question and answer stay."""
+def test_a_blanked_series_is_constant_and_keeps_its_length(data):
+    """All values of a blanked series are equal; its length, its question and its answer stay."""
     exercise = data.Exercises(1, (48, 96), seed=0)[0]
     blank = exercise.blanked()
     assert blank.series.shape == exercise.series.shape
@@ -88,8 +88,8 @@ def test_a_blanked_series_tells_nothing_and_is_as_long(data):
 
 
 @pytest.mark.parametrize("name", ["patchtst", "conv"])
-def test_a_model_learns_a_batch_and_is_examined(modules, name, tmp_path):
-    """Composed as in the demo: the loss of one batch falls in some steps, answers come for each exercise, and a picture."""
+def test_a_model_learns_a_batch_and_answers(modules, name, tmp_path):
+    """The loss of one batch falls, the model answers each exercise, and the report is drawn."""
     import torch
 
     demo, report = modules["demo"], modules["report"]
@@ -118,7 +118,7 @@ def test_a_model_learns_a_batch_and_is_examined(modules, name, tmp_path):
 
 
 def test_accuracy_is_the_share_of_right_answers_to_each_question(modules):
-    """One of two, none, and all."""
+    """With one of two, none, and all answers right, the shares are 0.5, 0 and 1."""
     demo = modules["demo"]
     exercises = list(demo.Exercises(6, (64, 64), seed=0))
     answers = [one.answer for one in exercises]

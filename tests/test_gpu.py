@@ -1,4 +1,4 @@
-"""What only a GPU shows. Skipped without one; run with: pytest -m gpu."""
+"""Tests that need a GPU. They are skipped without one; run them with: pytest -m gpu."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [
 
 
 def question(images: int) -> list[dict]:
-    """A conversation about so many images."""
+    """Make a conversation about this number of images."""
     content = [{"type": "image", "image": words.image(seed)} for seed in range(images)]
     return [
         {"role": "user", "content": [*content, {"type": "text", "text": "What is it?"}]},
@@ -26,15 +26,15 @@ def question(images: int) -> list[dict]:
 
 
 def set_up(callbacks: str | None = None) -> tuple[MultimodalModel, dict]:
-    """A model and a batch of conversations with 2, 0 and 1 images, both on the GPU."""
+    """Make a model and a batch of conversations with 2, 0 and 1 images, both on the GPU."""
     model = words.model(callbacks)
     processor = MultimodalProcessor(tokenizer=words.tokenizer(), model=model, chat_template=words.CHATML)
     batch = MultimodalCollator(processor)([question(2), question(0), question(1)])
     return model.cuda(), batch.to("cuda")
 
 
-def set_up_sound(encoder: torch.nn.Module) -> tuple[MultimodalModel, dict]:
-    """The same for conversations with 2, 0 and 1 clips of different lengths."""
+def set_up_audio(encoder: torch.nn.Module) -> tuple[MultimodalModel, dict]:
+    """Make a model and a batch of conversations with 2, 1 and 0 clips of different lengths, both on the GPU."""
     model = MultimodalModel(
         encoders={"audio": ModalEncoderModule(encoder, callbacks="audio")}, language_model=tiny.llama(vocab_size=400)
     )
@@ -51,17 +51,17 @@ def set_up_sound(encoder: torch.nn.Module) -> tuple[MultimodalModel, dict]:
 PREPARED = {
     "bare": lambda: set_up(None),
     "llava": lambda: set_up("llava"),
-    "whisper": lambda: set_up_sound(sounds.whisper()),
-    "qwen2_audio": lambda: set_up_sound(sounds.qwen2_audio().model.audio_tower),
+    "whisper": lambda: set_up_audio(sounds.whisper()),
+    "qwen2_audio": lambda: set_up_audio(sounds.qwen2_audio().model.audio_tower),
 }
 
 
 @pytest.mark.parametrize("kind", PREPARED)
-def test_preparing_a_batch_makes_the_host_wait_for_nothing(kind):
-    """CUDA itself reports no synchronisation on the way to the language model."""
+def test_preparing_a_batch_does_not_make_the_host_wait(kind):
+    """CUDA reports no synchronisation before the language model runs."""
     model, batch = PREPARED[kind]()
     arguments = (batch["input_ids"], None, batch["labels"], batch["encoder_inputs"], {})
-    model._prepare(*arguments)  # the first call may set up libraries
+    model._prepare(*arguments)  # the first call may initialise libraries
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -74,7 +74,7 @@ def test_preparing_a_batch_makes_the_host_wait_for_nothing(kind):
 @pytest.mark.parametrize("kind", PREPARED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_training_step_agrees_with_the_cpu(dtype, kind):
-    """The same loss, within what the dtype allows; every gradient is finite."""
+    """The loss on the GPU equals that on the CPU within the precision of the dtype, and every gradient is finite."""
     model, batch = PREPARED[kind]()
     expected = model.cpu()(**batch.to("cpu")).loss
     loss = model.to("cuda", dtype)(**batch.to("cuda")).loss
@@ -84,7 +84,7 @@ def test_a_training_step_agrees_with_the_cpu(dtype, kind):
 
 
 def test_a_model_loads_onto_the_gpu_and_generates_there(tmp_path):
-    """device_map= puts every part where it belongs; the ids are those of the CPU."""
+    """device_map= puts every part on the GPU, and generate gives the same ids as on the CPU."""
     model, _ = set_up()
     model.cpu().save_pretrained(tmp_path)
     loaded = MultimodalModel.from_pretrained(tmp_path, device_map="cuda")

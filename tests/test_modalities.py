@@ -1,4 +1,4 @@
-"""Several encoders in one model: sight and sound, two of a kind, three; and samples with any subset of them."""
+"""Several encoders in one model: vision and audio, two of one modality, three; and samples with any subset of media."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ TEMPLATE = (
     "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-PATCHES = tiny.PATCHES  # of an image, with "llava"
+PATCHES = tiny.PATCHES  # features of an image with "llava"
 SUBSETS = [[], ["image"], ["audio"], ["image", "audio"], ["audio", "image", "audio"]]
 
 
 def compose(**changes) -> MultimodalModel:
-    """CLIP, Whisper and a Llama that knows the tokenizer's words."""
+    """Compose CLIP, Whisper and a Llama with the tokenizer's vocabulary."""
     encoders = {
         "vision": ModalEncoderModule(tiny.clip(), callbacks="llava"),
         "audio": ModalEncoderModule(sounds.whisper(), callbacks="audio"),
@@ -35,32 +35,32 @@ def compose(**changes) -> MultimodalModel:
 
 
 def make_processor(model: MultimodalModel, template: str = TEMPLATE) -> MultimodalProcessor:
-    """A processor for any of the models here."""
+    """Make a processor for a model of this file."""
     return MultimodalProcessor(tokenizer=words.tokenizer(), model=model, chat_template=template)
 
 
 def part(kind: str, seed: int = 0) -> dict:
-    """One item of a conversation."""
+    """Make one media item of a conversation."""
     item = words.image(seed) if kind == "image" else sounds.noise(4000 + 1000 * seed, seed)
     return {"type": kind, kind: item}
 
 
 def conversation(kinds: list[str], answer: str | None = "A cat.") -> list[dict]:
-    """A question about so many items, in this order."""
+    """Make a conversation with these kinds of media, in this order."""
     content = [part(kind, seed) for seed, kind in enumerate(kinds)]
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": "What is it?"}]}]
     return messages if answer is None else [*messages, {"role": "assistant", "content": answer}]
 
 
 def counts(batch) -> dict[str, int]:
-    """Placeholders of each modality in a batch."""
+    """The number of placeholders of each modality in a batch."""
     return {key: len(inputs["positions"]) for key, inputs in batch["encoder_inputs"].items()}
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["image", "audio", "audio"])))
 @pytest.mark.parametrize("template", [TEMPLATE, words.CHATML], ids=["typed", "plain"])
-def test_media_of_a_conversation_stand_where_they_were_said(order, template):
-    """In any order, with a template that knows them and with one that knows only text."""
+def test_placeholders_follow_the_order_of_media_in_a_conversation(order, template):
+    """Any order is kept, with a template that handles typed content and with one that handles only text."""
     model = compose().eval()
     processor = make_processor(model, template)
     batch = processor.apply_chat_template(conversation(list(order), None), tokenize=True, return_dict=True)
@@ -76,13 +76,13 @@ def test_media_of_a_conversation_stand_where_they_were_said(order, template):
 
 
 def test_both_encoders_and_projectors_learn():
-    """A batch with sight and sound: gradients everywhere, and all of them finite."""
+    """A batch with images and audio gives finite gradients to all weights that are used."""
     model = compose()
     batch = MultimodalCollator(make_processor(model))([conversation(kinds) for kinds in SUBSETS])
     model(**batch).loss.backward()
     for key, encoder in model.encoders.items():
         for name, parameter in encoder.named_parameters():
-            # CLIP's last block and norm are never run by "llava"; Whisper's positions are fixed
+            # "llava" does not run CLIP's last block and norm; Whisper's positions are fixed
             if any(unused in name for unused in ("layers.2", "post_layernorm", "embed_positions")):
                 continue
             assert parameter.grad is not None, f"{key}: {name}"
@@ -91,8 +91,8 @@ def test_both_encoders_and_projectors_learn():
 
 
 @pytest.mark.parametrize("kinds", list(itertools.product(SUBSETS, repeat=2)), ids=str)
-def test_a_batch_of_any_subsets_trains(kinds):
-    """None of a modality in a sample, in the whole batch, or of any: the loss is finite, what is there learns."""
+def test_a_batch_with_any_subsets_of_media_trains(kinds):
+    """If a sample or the batch lacks a modality, or all of them, the loss is finite and the projectors that ran learn."""
     model = compose()
     batch = MultimodalCollator(make_processor(model))([conversation(list(one)) for one in kinds])
     loss = model(**batch).loss
@@ -103,8 +103,8 @@ def test_a_batch_of_any_subsets_trains(kinds):
         assert learned == any(kind in one for one in kinds)
 
 
-def test_samples_of_a_batch_do_not_hear_each_other():
-    """The logits of a sample are the same alone and beside others with other media."""
+def test_samples_of_a_batch_do_not_influence_each_other():
+    """The logits of a sample are the same alone and in a batch with other samples."""
     model = compose().eval()
     processor = make_processor(model)
     collate = MultimodalCollator(processor)
@@ -118,7 +118,7 @@ def test_samples_of_a_batch_do_not_hear_each_other():
 
 
 def test_generation_is_equal_alone_and_batched_with_left_padding():
-    """For every subset of modalities."""
+    """Samples with any subset of modalities generate the same ids alone and in a padded batch."""
     model = compose().eval()
     processor = make_processor(model)
     chats = [conversation(kinds, None) for kinds in SUBSETS]
@@ -129,8 +129,8 @@ def test_generation_is_equal_alone_and_batched_with_left_padding():
         assert torch.equal(alone[0, -6:], batched[row, -6:])
 
 
-def test_packed_samples_have_the_losses_of_padded_ones_token_by_token():
-    """All in one row, with image and sound mixed: the loss of each token is that of the padded batch."""
+def test_packed_samples_have_the_token_losses_of_padded_samples():
+    """With all samples packed into one row, the loss of each token equals its loss in the padded batch."""
     model = compose().eval()
     processor = make_processor(model)
     samples = [conversation(kinds) for kinds in SUBSETS]
@@ -142,15 +142,15 @@ def test_packed_samples_have_the_losses_of_padded_ones_token_by_token():
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Of every learned token, in order."""
+    """The losses of all tokens with a label, in order."""
     learned = labels[:, 1:] != -100
     return torch.nn.functional.cross_entropy(logits[:, :-1][learned], labels[:, 1:][learned], reduction="none")
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("changed", range(len(SUBSETS)))
-def test_no_token_sees_another_conversation_of_its_row(changed, attention):
-    """One conversation of the row gets other media and other words of the same length: no logit of the others moves."""
+def test_no_token_attends_to_another_conversation_of_its_row(changed, attention):
+    """When one packed conversation gets other media and other words, the logits of the other conversations stay equal."""
     model = compose().eval()
     model.set_attn_implementation(attention)
     collate = MultimodalCollator(make_processor(model), packing=True)
@@ -172,14 +172,14 @@ def test_no_token_sees_another_conversation_of_its_row(changed, attention):
 
 
 def items_in(samples: list[list[dict]], key: str, sample: int) -> list[int]:
-    """Which items of a batch are that sample's."""
+    """The indices of the media items in a batch that belong to a sample."""
     kind = {"vision": "image", "audio": "audio"}[key]
     owners = [i for i, one in enumerate(samples) for part in one[0]["content"] if part["type"] == kind]
     return [item for item, owner in enumerate(owners) if owner == sample]
 
 
-def test_two_encoders_for_sight_and_one_for_sound():
-    """Three encoders, each with inputs and placeholders of its own."""
+def test_two_vision_encoders_and_one_audio_encoder_work_together():
+    """Each of three encoders gets its own inputs and its own placeholders."""
     model = MultimodalModel(
         encoders={
             "near": ModalEncoderModule(tiny.clip(), callbacks="llava"),
@@ -205,8 +205,8 @@ def test_two_encoders_for_sight_and_one_for_sound():
     torch.testing.assert_close(logits[1:], other[1:])
 
 
-def test_two_encoders_for_sound_take_different_windows():
-    """Whisper cuts a long clip into windows, wav2vec 2.0 takes it whole; flat names would be ambiguous only if shared."""
+def test_two_audio_encoders_take_different_windows():
+    """Whisper divides a long clip into windows, wav2vec 2.0 takes the whole clip; audio= is refused, because both take it."""
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -228,8 +228,8 @@ def test_two_encoders_for_sound_take_different_windows():
 
 
 @pytest.mark.parametrize("kind", ["frame_stack", "conv_downsample", "resampler"])
-def test_projectors_that_shorten_are_for_every_modality(kind):
-    """The same type behind both encoders: counts, features and gradients agree."""
+def test_projectors_that_merge_tokens_work_for_every_modality(kind):
+    """With the same projector type on both encoders, the counts match the features and all weights get gradients."""
     options = {"frame_stack": 4, "conv_downsample": 4, "resampler": 64}
     model = compose(init_projector_type=kind)
     processor = make_processor(model)
@@ -247,8 +247,8 @@ def test_projectors_that_shorten_are_for_every_modality(kind):
         assert all(parameter.grad is not None for parameter in encoder.projector.parameters())
 
 
-def test_it_comes_back_equal_in_a_fresh_process(tmp_path):
-    """Model and processor, saved and loaded: the same words for the same sight and sound."""
+def test_a_saved_model_generates_the_same_in_a_new_process(tmp_path):
+    """A model and a processor that another process loads generate the same ids for the same image and clip."""
     model = compose(init_projector_type="frame_stack").eval()
     processor = make_processor(model)
     model.save_pretrained(tmp_path)
@@ -279,8 +279,8 @@ def test_it_comes_back_equal_in_a_fresh_process(tmp_path):
     assert done.stdout.strip().splitlines()[-1] == str(namespace["say"](model, processor, str(tmp_path)))
 
 
-def test_a_collator_goes_to_spawned_workers():
-    """Data loaders pickle it where processes are spawned; it makes the same batch there."""
+def test_a_collator_can_be_pickled():
+    """A data loader pickles its collator to spawn workers; the copy makes the same batch."""
     import pickle
 
     model = compose()

@@ -1,20 +1,14 @@
-"""The processor: placeholders, padding, truncation, and batches for the model. All real and tiny."""
+"""The processor: placeholders, models and configs, conversations, and batches for the model. All real and tiny."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import words
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from transformers import CLIPImageProcessor, LlavaProcessor
 
-from cornstarch_core import MultimodalProcessor
-from cornstarch_core.errors import (
-    CompositionError,
-    InputError,
-    TruncatedSpanError,
-)
+from cornstarch_core import ModalCallbacks, MultimodalProcessor
+from cornstarch_core.errors import CompositionError, InputError
 
 ITEM = 17  # features of one image: CLS and 16 patches
 
@@ -29,7 +23,7 @@ def processor():
 
 
 def test_a_placeholder_is_expanded_to_its_items_token_count(processor):
-    """Exact ids: the text's own, with the placeholder repeated; positions point at the repetitions."""
+    """The ids are exactly the text's own with the placeholder repeated; the positions are those of the repetitions."""
     before, after = (processor.tokenizer(text)["input_ids"] for text in ("a ", " cat"))
     batch = processor(text="a <vision> cat", vision=words.image())
     token_id = processor.token_ids["vision"]
@@ -41,8 +35,8 @@ def test_a_placeholder_is_expanded_to_its_items_token_count(processor):
     assert vision["pixel_values"].shape == (1, 3, 32, 32)
 
 
-def test_the_default_placeholder_is_the_key_and_the_model_is_told():
-    """``<vision>`` becomes a special token, its id goes into the model's config, nothing is resized."""
+def test_the_default_placeholder_is_the_key():
+    """``<vision>`` becomes a special token, its id is set in the model's config, and nothing is resized."""
     tokenizer, model = words.tokenizer(), words.model()
     known = len(tokenizer)
     processor = MultimodalProcessor(tokenizer=tokenizer, model=model)
@@ -60,14 +54,14 @@ def test_adding_placeholders_keeps_the_other_special_tokens():
 
 
 def test_the_models_own_placeholder_is_found_by_its_id():
-    """An id that the model has already is kept if the tokenizer knows it."""
+    """If the model's config has an id that the tokenizer knows, its token is the placeholder."""
     tokenizer, model = words.tokenizer(extra_special_tokens=["<img>"]), words.model()
     model.set_modality_token_ids({"vision": tokenizer.convert_tokens_to_ids("<img>")})
     assert MultimodalProcessor(tokenizer=tokenizer, model=model).tokens == {"vision": "<img>"}
 
 
-def test_an_id_that_the_tokenizer_does_not_know_gives_way():
-    """An id beyond the tokenizer's vocabulary can't be written, so the default takes its place."""
+def test_an_id_that_the_tokenizer_lacks_is_replaced():
+    """Such an id has no token, so the default placeholder is used."""
     model = words.model()
     model.set_modality_token_ids({"vision": 99_999})
     processor = words.processor(model=model)
@@ -76,7 +70,7 @@ def test_an_id_that_the_tokenizer_does_not_know_gives_way():
 
 
 def test_the_tokens_argument_wins_over_the_models_id():
-    """What is given is used, and the model follows."""
+    """The given placeholder is used, and the model's config gets its id."""
     tokenizer, model = words.tokenizer(), words.model()
     model.set_modality_token_ids({"vision": 5})
     processor = MultimodalProcessor(tokenizer=tokenizer, model=model, tokens={"vision": "<image>"})
@@ -86,136 +80,122 @@ def test_the_tokens_argument_wins_over_the_models_id():
 
 @pytest.mark.parametrize("tokens", [{"left": "<x>", "right": "<x>"}, {"left": "<pad>"}, {"right": "</s>"}])
 def test_a_placeholder_belongs_to_one_modality_alone(tokens):
-    """Not to two, and not to padding or the end of a text."""
+    """Two modalities cannot share it, and it cannot be the padding token or the end of a text."""
     with pytest.raises(CompositionError, match="already"):
         words.processor(keys=("left", "right"), tokens=tokens)
 
 
 def test_tokens_and_processors_must_be_for_modalities_of_the_model():
-    """A key that the model lacks is an error that lists the ones it has."""
+    """An unknown key is an error that lists the known ones."""
     with pytest.raises(ValueError, match="processors= for audio, but this model has vision"):
         words.processor(processors={"audio": object()})
 
 
-# --- padding, truncation, special tokens ------------------------------------------------------------------------------
+# --- the model --------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.integers(0, 2), min_size=1, max_size=4), st.sampled_from(["left", "right"]))
-def test_positions_hold_the_placeholders_on_either_side(processor, counts, side):
-    """Whatever the numbers of images, positions are exactly where the placeholder's id stands."""
-    texts = [f"a cat {'<vision> dog ' * count}{'!' * index}" for index, count in enumerate(counts)]
-    images = [[words.image(i) for i in range(count)] for count in counts]
-    batch = processor(text=texts, vision=images, padding_side=side)
-    positions = batch["encoder_inputs"]["vision"]["positions"]
-    expected = (batch["input_ids"].flatten() == processor.token_ids["vision"]).nonzero().squeeze(1)
-    assert torch.equal(positions, expected)
-    assert len(positions) == ITEM * sum(counts)
-    assert torch.equal(batch["attention_mask"] == 0, batch["input_ids"] == processor.tokenizer.pad_token_id)
+def test_a_config_replaces_the_model():
+    """Counting needs no weights, so ``model=mllm.config`` gives the same processor. Other values are refused."""
+    model = words.model("llava")
+    one, other = (words.processor(model=given) for given in (model, model.config))
+    given = {"text": "<vision>", "vision": words.image()}
+    assert words.same(one(**given), other(**given))
+    with pytest.raises(TypeError, match=r"model= must be a MultimodalModel.*from_pretrained"):
+        MultimodalProcessor(tokenizer=words.tokenizer())
+    with pytest.raises(TypeError, match="tokenizer= is missing"):
+        MultimodalProcessor(model=model)
 
 
-def test_every_modality_has_an_entry():
-    """A batch with none of a modality says so by empty positions, so that the model need not look."""
-    processor = words.processor(keys=("left", "right"))
-    batch = processor(text="<left>", left=words.image())
-    assert list(batch["encoder_inputs"]["right"]) == ["positions"]
-    assert batch["encoder_inputs"]["right"]["positions"].shape == (0,)
-    assert batch["encoder_inputs"]["right"]["positions"].dtype == torch.int64
+def test_a_config_with_custom_callbacks_does_not_replace_the_model():
+    """Custom callbacks may change the counts, so the error asks for the model itself."""
+    model = words.model(ModalCallbacks(postprocess_module=lambda inputs, output: output))
+    with pytest.raises(CompositionError, match="vision: .*give model= the model itself"):
+        words.processor(model=model.config)
 
 
-def test_truncation_cuts_text_as_the_tokenizer_does():
-    """The text's tail goes; the tokenizer's own special tokens stay around it."""
-    tokenizer = words.tokenizer(bos=True, eos=True)
-    processor = words.processor(tokenizer=tokenizer)
-    for side in ("right", "left"):
-        tokenizer.truncation_side = side
-        expected = tokenizer("a cat and a dog", truncation=True, max_length=5)["input_ids"]
-        assert processor(text="a cat and a dog", truncation=True, max_length=5)["input_ids"].tolist() == [expected]
+# --- conversations ----------------------------------------------------------------------------------------------------
 
 
-def test_truncation_inside_a_span_is_refused(processor):
-    """The error names modality, sample, item and the length that it takes; with that length it works."""
-    texts, images = ["a", "<vision> a <vision> a cat"], [[], [words.image(0), words.image(1)]]
-    with pytest.raises(TruncatedSpanError, match=r"vision: sample 1, item 1: max_length=30 .*max_length=(\d+)") as info:
-        processor(text=texts, vision=images, truncation=True, max_length=30)
-    needed = int(str(info.value).split("at least max_length=")[1].split()[0])
-    batch = processor(text=texts, vision=images, truncation=True, max_length=needed)
-    assert batch["input_ids"].shape[1] == needed == batch["encoder_inputs"]["vision"]["positions"][-1] - needed + 1
-    with pytest.raises(TruncatedSpanError):
-        processor(text=texts, vision=images, truncation=True, max_length=needed - 1)
+def user(*parts):
+    """A user's message of typed parts, or of one string."""
+    return {"role": "user", "content": parts[0] if parts and isinstance(parts[0], str) else list(parts)}
 
 
-def test_truncation_without_a_length_is_refused_unless_the_tokenizer_has_one():
-    """``model_max_length`` is the default."""
-    with pytest.raises(InputError, match="needs max_length="):
-        words.processor()(text="a", truncation=True)
-    processor = words.processor(tokenizer=words.tokenizer(model_max_length=2))
-    assert processor(text="a cat and a dog", truncation=True)["input_ids"].shape == (1, 2)
+def assistant(words_):
+    """What the assistant says."""
+    return {"role": "assistant", "content": words_}
 
 
-def test_a_batch_that_needs_padding_needs_a_padding_token():
-    """One sample, or equally long ones, don't; else the error says how to set one."""
-    processor = words.processor(tokenizer=words.tokenizer(pad_token=None))
-    assert processor(text=["a", "a"])["input_ids"].shape == (2, 1)
-    with pytest.raises(InputError, match=r"tokenizer\.pad_token = tokenizer\.eos_token"):
-        processor(text=["a", "a cat"])
-    processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    assert processor(text=["a", "a cat"])["attention_mask"].tolist()[0][-1] == 0
+@pytest.fixture(scope="module")
+def chat_processor():
+    """With the placeholder ``<image>`` and a template for strings; tests must not change it."""
+    return words.processor(tokens={"vision": "<image>"}, chat_template=words.CHATML)
 
 
-def test_padding_as_the_tokenizer_pads(processor):
-    """Lengths and sides are those of ``tokenizer(...)`` for a text without media."""
-    texts = ["a cat", "a cat and a dog."]
-    for options in (
-        {"padding": "longest"},
-        {"padding": "max_length", "max_length": 20},
-        {"padding": True, "padding_side": "left"},
-        {"padding": True, "pad_to_multiple_of": 8},
-    ):
-        expected = processor.tokenizer(texts, return_tensors="pt", **options)
-        batch = processor(text=texts, **options)
-        assert all(torch.equal(batch[name], expected[name]) for name in ("input_ids", "attention_mask"))
-    with pytest.raises(InputError, match="padding=True"):
-        processor(text=texts, padding=False)
+def test_a_conversation_becomes_a_text_ids_or_a_batch(chat_processor):
+    """One conversation gives a text, several give a list; ``tokenize`` gives ids."""
+    said = [user("Hi")]
+    assert chat_processor.apply_chat_template(said) == "<|im_start|>user\nHi<|im_end|>\n"
+    assert chat_processor.apply_chat_template([said, said]) == ["<|im_start|>user\nHi<|im_end|>\n"] * 2
+    ids = chat_processor.apply_chat_template(said, tokenize=True)
+    assert torch.equal(ids, chat_processor(text=chat_processor.apply_chat_template(said))["input_ids"])
 
 
-def test_special_tokens_are_added_once():
-    """A text that begins with BOS, as a chat template writes it, gets no second one."""
-    processor = words.processor(tokenizer=words.tokenizer(bos=True))
-    assert processor(text="a cat")["input_ids"][0, 0] == 1
-    assert words.same(processor(text="<s>a cat"), processor(text="a cat"))
-    assert processor(text="a cat", add_special_tokens=False)["input_ids"][0, 0] != 1
-    assert processor(text="<vision>a", vision=words.image())["encoder_inputs"]["vision"]["positions"][0] == 1
+def test_a_generation_prompt_is_padded_on_the_left(chat_processor):
+    """Unless ``padding_side`` is given. Without a generation prompt, the tokenizer's side is used."""
+    talks = [[user("one")], [user("none of it, but longer")]]
+    options = {"tokenize": True, "return_dict": True}
+    prompt = chat_processor.apply_chat_template(talks, add_generation_prompt=True, **options)
+    assert prompt["attention_mask"][0].tolist() == sorted(prompt["attention_mask"][0].tolist())
+    for given in ({"processor_kwargs": {"padding_side": "right"}}, {"padding_side": "right"}):
+        right = chat_processor.apply_chat_template(talks, add_generation_prompt=True, **options, **given)
+        assert right["attention_mask"][0, -1] == 0
+    assert chat_processor.apply_chat_template(talks, **options)["attention_mask"][0, -1] == 0
 
 
-@pytest.mark.parametrize("text", [None, [], 5, ["a", 5], words.image()])
-def test_text_must_be_text(processor, text):
-    """Anything else is refused with an example."""
-    with pytest.raises(InputError, match=r"text= must be a string or a list of strings.*<vision>"):
-        processor(text=text)
+def test_options_of_a_call_and_variables_of_a_template_are_separated(chat_processor):
+    """Options can be keywords or ``processor_kwargs``; other keywords are variables of the template."""
+    said = [[user("Hi")], [user("a cat and a dog")]]
+    one = chat_processor.apply_chat_template(said, tokenize=True, padding_side="left")
+    other = chat_processor.apply_chat_template(said, tokenize=True, processor_kwargs={"padding_side": "left"})
+    assert torch.equal(one, other)
+    assert one[0, 0] == chat_processor.tokenizer.pad_token_id
+    with pytest.raises(TypeError, match=r"return_assistant_tokens_mask= is not supported.*MultimodalCollator"):
+        chat_processor.apply_chat_template(said, return_assistant_tokens_mask=True)
+    assert chat_processor.apply_chat_template(said[0], "{{ mood }}{{ messages[0].content }}", mood="!") == "!Hi"
 
 
-def test_only_torch_tensors(processor):
-    """A batch with positions makes no sense as lists."""
-    with pytest.raises(InputError, match="'pt'"):
-        processor(text="a", return_tensors="np")
+def test_the_last_message_can_be_left_open(chat_processor):
+    """``continue_final_message`` gives the same text as the tokenizer's own method."""
+    said = [user("Hi"), assistant("Well,")]
+    text_ = chat_processor.apply_chat_template(said, continue_final_message=True)
+    assert text_ == chat_processor.tokenizer.apply_chat_template(
+        said, chat_template=words.CHATML, tokenize=False, continue_final_message=True
+    )
+    assert text_.endswith("Well,")
 
 
-def test_moving_a_batch_moves_the_encoder_inputs(processor):
-    """``to`` reaches into the nested dictionaries; a dtype changes floats alone."""
-    batch = processor(text="<vision>", vision=words.image())
-    assert batch.to("meta", torch.bfloat16) is batch
-    vision = batch["encoder_inputs"]["vision"]
-    assert vision["pixel_values"].dtype == torch.bfloat16
-    assert vision["positions"].dtype == torch.int64
-    assert {tensor.device.type for tensor in (*vision.values(), batch["input_ids"])} == {"meta"}
+def test_bos_is_not_doubled():
+    """BOS is added if the template does not write it. Nothing is added after a prompt."""
+    processor = words.processor(tokenizer=words.tokenizer(bos=True, eos=True))
+    with_bos = processor.apply_chat_template([user("Hi")], words.LLAMA2, tokenize=True)[0].tolist()
+    without = processor.apply_chat_template([user("Hi")], words.CHATML, tokenize=True)[0].tolist()
+    assert with_bos.count(1) == without.count(1) == 1
+    assert with_bos[0] == without[0] == 1
+    assert 2 not in with_bos + without
 
 
 # --- with the model ---------------------------------------------------------------------------------------------------
 
 
-def test_mixed_batches_run():
-    """Samples with no, one and two images in one batch: padded logits equal those of the samples alone."""
+def test_only_torch_tensors_are_returned(processor):
+    """Another ``return_tensors`` is refused."""
+    with pytest.raises(InputError, match="'pt'"):
+        processor(text="a", return_tensors="np")
+
+
+def test_logits_of_a_mixed_batch_equal_those_of_its_samples():
+    """For samples with no, one and two images in one batch, padded on either side."""
     model = words.model("llava")
     processor = words.processor(model=model)
     texts = ["<vision> a cat", "a dog", "<vision> and <vision>, please"]
@@ -230,8 +210,8 @@ def test_mixed_batches_run():
                 assert torch.allclose(kept, alone, atol=1e-5)
 
 
-def test_generating_from_a_left_padded_batch():
-    """What comes out can be decoded; the prompt is part of it, as ever."""
+def test_a_left_padded_batch_generates():
+    """The result contains the prompt and can be decoded."""
     model = words.model("llava")
     processor = words.processor(model=model)
     batch = processor(text=["<vision> a cat", "a"], vision=words.image(), padding_side="left")
@@ -242,8 +222,8 @@ def test_generating_from_a_left_padded_batch():
     assert processor.decode(ids[1], skip_special_tokens=True) == texts[1]
 
 
-def test_the_same_ids_as_hugging_faces_processor():
-    """For the same texts, images and tokenizer, ``LlavaProcessor`` gives equal ids, masks and pixels."""
+def test_batches_equal_those_of_hugging_faces_processor():
+    """``LlavaProcessor`` gives equal ids, masks and pixels for the same texts, images and tokenizer."""
     size = {"shortest_edge": 32}
     images = CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32})
     tokenizer = words.tokenizer(bos=True, extra_special_tokens=["<image>"])

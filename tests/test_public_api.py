@@ -1,4 +1,4 @@
-"""What users import: exactly what is promised, sorted, documented, and lazily."""
+"""The public names: their exact list, their docstrings, and the version."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import cornstarch_core
 
 
-def test_the_public_names_are_these():
-    """A name is added or removed on purpose only."""
+def test_the_package_has_exactly_the_listed_public_names():
+    """__all__ and dir() contain the listed names, so a change of the public API must change this test."""
     assert cornstarch_core.__all__ == [
         "ModalCallbacks",
         "ModalEncoderModule",
@@ -28,7 +28,7 @@ def test_the_public_names_are_these():
 
 @pytest.mark.parametrize("name", cornstarch_core.__all__)
 def test_every_public_name_is_a_documented_class(name):
-    """Each has a docstring of its own, and so has each of its public methods."""
+    """Each public class and each of its public methods has a docstring."""
     cls = getattr(cornstarch_core, name)
     assert inspect.isclass(cls)
     assert cls.__doc__
@@ -37,20 +37,20 @@ def test_every_public_name_is_a_documented_class(name):
             assert inspect.getdoc(value), f"{name}.{member}"
 
 
-def test_an_unknown_name_is_an_attribute_error():
-    """As for any module."""
+def test_an_unknown_name_raises_an_attribute_error():
+    """The package raises the same error as any module for a name that it does not have."""
     with pytest.raises(AttributeError, match="no attribute 'Nope'"):
         cornstarch_core.Nope  # noqa: B018
 
 
 def modules() -> list[str]:
-    """Every module of the core."""
+    """The names of all modules of the core."""
     return [info.name for info in pkgutil.walk_packages(cornstarch_core.__path__, "cornstarch_core.")]
 
 
 @pytest.mark.parametrize("name", modules())
-def test_every_module_says_what_it_is_and_lists_its_names(name):
-    """A docstring and an __all__ (which the linter keeps sorted) whose names exist, each once."""
+def test_every_module_has_a_docstring_and_lists_its_names(name):
+    """Each name in __all__ (which the linter keeps sorted) exists and is listed once."""
     module = importlib.import_module(name)
     assert module.__doc__
     if not hasattr(module, "__path__"):
@@ -59,8 +59,8 @@ def test_every_module_says_what_it_is_and_lists_its_names(name):
         assert all(hasattr(module, one) for one in names)
 
 
-def test_version_is_the_distributions():
-    """The installed metadata and the package agree."""
+def test_the_version_equals_that_of_the_distribution():
+    """The version in the installed metadata equals __version__."""
     from importlib_metadata import version
 
     assert version("cornstarch-core") == cornstarch_core.__version__

@@ -1,4 +1,4 @@
-"""Every example of the page this project was created from, with small models built from configs in place of downloads."""
+"""The examples of the documentation page that this project implements, with small models instead of downloads."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from cornstarch_core import ModalEncoderModule, MultimodalModel, MultimodalProje
 
 
 def vit() -> ViTModel:
-    """17 features of width 32 for an image."""
+    """Make a ViT that gives 17 features of width 32 for an image."""
     return ViTModel(ViTConfig(**tiny.VISION)).eval()
 
 
 def mistral() -> MistralForCausalLM:
-    """As wide as the tiny Llama."""
+    """Make a Mistral with the width of the tiny Llama."""
     settings = {name: getattr(tiny.llama().config, name) for name in ("vocab_size", "hidden_size", "intermediate_size")}
     return MistralForCausalLM(
         MistralConfig(**settings, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2)
@@ -29,7 +29,7 @@ def mistral() -> MistralForCausalLM:
 
 
 def runs(mllm: MultimodalModel, features: int, **extra: object) -> bool:
-    """Whether it trains a step and generates."""
+    """Whether a model trains a step and generates."""
     mllm.set_modality_token_ids({"vision": tiny.IMAGE_TOKEN})
     batch = tiny.prompt(1, tokens=features)
     inputs = {"vision": {"pixel_values": tiny.pixels(1), **extra}}
@@ -40,8 +40,8 @@ def runs(mllm: MultimodalModel, features: int, **extra: object) -> bool:
     return bool(loss.isfinite()) and ids.shape[1] == batch["input_ids"].shape[1] + 2
 
 
-def test_creating_a_multimodal_llm():
-    """Llama and ViT; the model has language_model and vision_encoder."""
+def test_a_vit_and_a_llama_make_a_multimodal_llm():
+    """The model has the given parts as language_model and vision_encoder.module, trains and generates."""
     llm = tiny.llama()
     vision_encoder = vit()
     mllm = MultimodalModel(
@@ -55,8 +55,8 @@ def test_creating_a_multimodal_llm():
     assert runs(mllm, 17)
 
 
-def test_model_architecture():
-    """Encoders are a dictionary; each has module and projector, of the classes in the picture."""
+def test_each_encoder_has_a_module_and_a_projector():
+    """Encoders are a dictionary by modality, and the parts have the classes that the page shows."""
     mllm = MultimodalModel(
         encoders={key: ModalEncoderModule(vit()) for key in ("vision", "audio", "whatever")},
         language_model=tiny.llama(),
@@ -70,8 +70,8 @@ def test_model_architecture():
         assert isinstance(encoder.projector, MultimodalProjector)
 
 
-def test_wrapping_a_projector_of_ones_own():
-    """The given module is used as the projector module."""
+def test_a_projector_wraps_a_given_module():
+    """MultimodalProjector uses the given module as its projection."""
     my_projector_module = nn.Sequential(nn.Linear(32, 64), nn.ReLU())
     your_config = MultimodalProjectorConfig(in_features=32, out_features=64)
     wrapped_projector_module = MultimodalProjector(your_config, my_projector_module)
@@ -82,8 +82,8 @@ def test_wrapping_a_projector_of_ones_own():
 
 
 @pytest.mark.parametrize("given", [{}, {"projector": None}])
-def test_lazy_projectors(given):
-    """Nothing is made with the ModalEncoderModule; composing makes a linear one."""
+def test_composing_creates_missing_projectors(given):
+    """A ModalEncoderModule without a projector gets a linear one when a model is composed."""
     encoder = ModalEncoderModule(module=vit(), **given)
     assert encoder.projector is None
     mllm = MultimodalModel(encoders={"vision": encoder}, language_model=tiny.llama())
@@ -91,8 +91,8 @@ def test_lazy_projectors(given):
 
 
 @pytest.mark.parametrize(("kind", "layers"), [("linear", 1), ("mlp", 2)])
-def test_kinds_of_projector(kind, layers):
-    """linear has one nn.Linear, mlp two with the activation between them."""
+def test_linear_and_mlp_projectors_have_their_layers(kind, layers):
+    """A linear projector has one nn.Linear; an mlp has two, with the activation between them."""
     mllm = MultimodalModel(
         encoders={"vision": ModalEncoderModule(vit())},
         language_model=tiny.llama(),
@@ -104,8 +104,8 @@ def test_kinds_of_projector(kind, layers):
     assert sum(isinstance(module, nn.ReLU) for module in modules) == layers - 1
 
 
-def test_using_peft():
-    """The language model is wrapped before it is handed over."""
+def test_a_language_model_may_be_wrapped_by_peft():
+    """A model composed with a PEFT-wrapped language model keeps the wrapper, trains and generates."""
     llm = tiny.llama()
     peft_config = LoraConfig(task_type=TaskType.CAUSAL_LM, inference_mode=False)
     llm = get_peft_model(llm, peft_config)
@@ -114,8 +114,8 @@ def test_using_peft():
     assert runs(mllm, 17)
 
 
-def test_callback_interface():
-    """Three callbacks around module and projector, in the page's order."""
+def test_callbacks_run_in_order():
+    """The three callbacks run before the module, after the module, and after the projector."""
     order = []
 
     def preprocess_vision_callback(inputs):
@@ -145,7 +145,7 @@ def test_callback_interface():
 
 
 class PostprocessProjector(nn.Module):
-    """The page's LLaVA-Next callback, with the sizes from ``inputs`` and the newline from the callback itself."""
+    """The page's LLaVA-Next callback; it takes the sizes from ``inputs`` and holds the newline itself."""
 
     def __init__(self, strategy: str | None = None):
         super().__init__()
@@ -173,7 +173,7 @@ class PostprocessProjector(nn.Module):
 
 
 def pack_image_features(features, image_sizes, vision_feature_select_strategy, image_newline):
-    """A stand-in that appends a newline to each of the rows that an image has."""
+    """Append a newline to each row of an image, in place of the page's function."""
     if vision_feature_select_strategy == "default":
         features = features[:, 1:]
     packed = [
@@ -189,7 +189,7 @@ def pack_image_features(features, image_sizes, vision_feature_select_strategy, i
     ids=["CLIP+Mistral", "SigLIP+Llama"],
 )
 def test_llava_next_for_any_combination(encoder, language_model, strategy):
-    """The same callback serves CLIP with Mistral and SigLIP with Llama; its newline trains."""
+    """The same callback works for CLIP with Mistral and for SigLIP with Llama, and its newline trains."""
     callback = PostprocessProjector(strategy)
     mllm = MultimodalModel(
         encoders={
@@ -205,7 +205,7 @@ def test_llava_next_for_any_combination(encoder, language_model, strategy):
 
 
 def test_a_callback_may_be_a_function_with_bound_settings():
-    """The page's callback takes its strategy as a keyword: functools.partial binds it."""
+    """functools.partial binds the page's strategy argument to a callback function."""
 
     def postprocess_projector_callback(inputs, output, vision_feature_select_strategy=None):
         if vision_feature_select_strategy == "default":

@@ -1,4 +1,4 @@
-"""Tiny real models, built from configs: no network, random weights, the same for the same seed."""
+"""Tiny real models, built from configs without a network; a seed always gives the same random weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from transformers import (
 )
 
 VOCABULARY = 100
-IMAGE_TOKEN = 100  # outside the table on purpose
-WIDTH = 64  # of the language model
-PATCHES = 16  # of one 32 x 32 image
+IMAGE_TOKEN = 100  # outside the embedding table on purpose
+WIDTH = 64  # the hidden size of the language model
+PATCHES = 16  # patches of an image of 32 x 32 pixels
 VISION = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -28,19 +28,19 @@ VISION = {
 
 
 def clip(seed: int = 0, **changes: object) -> CLIPVisionModel:
-    """17 features of width 32 for an image: CLS and 16 patches."""
+    """Make a CLIP that gives 17 features of width 32 for an image: CLS and 16 patches."""
     torch.manual_seed(seed)
     return CLIPVisionModel(CLIPVisionConfig(**{**VISION, **changes})).eval()
 
 
 def siglip(seed: int = 0, **changes: object) -> SiglipVisionModel:
-    """16 features of width 32 for an image."""
+    """Make a SigLIP that gives 16 features of width 32 for an image."""
     torch.manual_seed(seed)
     return SiglipVisionModel(SiglipVisionConfig(**{**VISION, **changes})).eval()
 
 
 def llama(seed: int = 1, **changes: object) -> LlamaForCausalLM:
-    """Two layers of width 64 over 100 words; 0 pads, 1 begins, 2 ends."""
+    """Make a Llama with two layers of width 64 and 100 tokens: 0 is padding, 1 is BOS, 2 is EOS."""
     torch.manual_seed(seed)
     settings = {
         "vocab_size": VOCABULARY,
@@ -58,7 +58,7 @@ def llama(seed: int = 1, **changes: object) -> LlamaForCausalLM:
 
 
 class ToyEncoder(nn.Module):
-    """A plain module: ``(items, tokens, 5)`` to ``(items, tokens, 32)``, with a buffer that is not saved."""
+    """A plain module that maps ``(items, tokens, 5)`` to ``(items, tokens, 32)``, with a buffer that is not saved."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,12 +68,12 @@ class ToyEncoder(nn.Module):
         self.register_buffer("offset", torch.tensor([7.0, 8.0]), persistent=False)
 
     def forward(self, signal: torch.Tensor) -> torch.Tensor:
-        """Features for every step of the signal."""
+        """Return a feature for each step of the signal."""
         return self.norm(self.linear(signal)) * self.scale + self.offset.sum()
 
 
 def prompt(*images: int, tokens: int = PATCHES + 1, length: int = 60, token_id: int = IMAGE_TOKEN) -> dict:
-    """A batch with ``images[i]`` images in sample ``i``, right-padded: input_ids, attention_mask, labels."""
+    """Make a right-padded batch with ``images[i]`` images in sample ``i``: input_ids, attention_mask and labels."""
     generator = torch.Generator().manual_seed(5)
     rows = []
     for count in images:
@@ -90,16 +90,16 @@ def prompt(*images: int, tokens: int = PATCHES + 1, length: int = 60, token_id: 
 
 
 def pixels(count: int, seed: int = 3) -> torch.Tensor:
-    """``count`` random images ``(count, 3, 32, 32)``."""
+    """Make ``count`` random images, ``(count, 3, 32, 32)``."""
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
 def copies(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict, copied, to compare with later."""
+    """Copy the state dict of a module, to compare it with later."""
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 def same(module: nn.Module, before: dict[str, torch.Tensor]) -> bool:
-    """Whether every tensor is what it was."""
+    """Whether all tensors of a module equal those copied before."""
     after = module.state_dict()
     return after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)

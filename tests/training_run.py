@@ -1,8 +1,8 @@
-"""One training run by a trainer of others: python training_run.py TRAINER FOLDER [KILL]; see training/test_resume.py.
+"""One training run by a trainer of another library: python training_run.py TRAINER FOLDER [KILL]; see training/test_resume.py.
 
-TRAINER is ``trainer`` or ``sft``. Goes on from the last whole checkpoint in FOLDER, if there is one. KILL is ``step:N``:
-in the middle of step N; or ``save:N:FILE``: while the checkpoint of step N is saved, when FILE of it has been half
-written. Leaves the loss of every step that it took in FOLDER/losses.jsonl.
+TRAINER is ``trainer`` or ``sft``. The run resumes from the last complete checkpoint in FOLDER, if there is one. KILL says
+where it kills itself: ``step:N`` in the middle of step N, ``save:N:FILE`` while the checkpoint of step N is saved, when
+half of FILE is written. The run appends the loss of every step to FOLDER/losses.jsonl.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STEPS, SAVE_EVERY = 9, 3
 
 
 def compose() -> MultimodalModel:
-    """Sight and sound, and LoRA with dropout: it draws random numbers that a resumed run has to draw, too."""
+    """A model for images and audio with LoRA. Its dropout draws random numbers, which a resumed run has to draw, too."""
     model = two_modalities.compose()
     lora = LoraConfig(target_modules=["q_proj", "v_proj"], lora_dropout=0.2, task_type="CAUSAL_LM")
     torch.manual_seed(3)
@@ -42,12 +42,12 @@ def compose() -> MultimodalModel:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Conversations about an image, a sound or neither, with the media in columns beside them."""
+    """Conversations about an image, an audio clip or neither, with the media in separate columns."""
     return [row(kind, seed) for seed, kind in enumerate("vatvatvatvat")]
 
 
 def row(kind: str, seed: int) -> dict[str, Any]:
-    """One of them; answers differ in length."""
+    """One conversation; answers differ in length."""
     media = {"v": [{"type": "image"}], "a": [{"type": "audio"}], "t": []}[kind]
     answer = {"v": "A cat.", "a": "A dog and a cat, please.", "t": "It is a seven."}[kind]
     return {
@@ -61,7 +61,7 @@ def row(kind: str, seed: int) -> dict[str, Any]:
 
 
 def make_trainer(kind: str, folder: Path, model: MultimodalModel, **settings: Any) -> Trainer:
-    """Either trainer, as its own documentation would have it."""
+    """Either trainer, set up as in its own documentation."""
     processor = MultimodalProcessor(tokenizer=words.tokenizer(), model=model, chat_template=words.CHATML)
     data = Dataset.from_list(rows())
     arguments = {
@@ -94,37 +94,37 @@ def make_trainer(kind: str, folder: Path, model: MultimodalModel, **settings: An
 
 
 class KeepLosses(TrainerCallback):
-    """Writes each step's loss down at once, to the bit."""
+    """Appends the exact loss of each step to a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """One line a step."""
+        """Write one line for each step."""
         if logs and "loss" in logs:
             with self.file.open("a") as file:
                 file.write(json.dumps([state.global_step, float(logs["loss"]).hex()]) + "\n")
 
 
 def die() -> None:
-    """As a machine dies: nothing is flushed, nothing is caught."""
+    """Die as in a power failure: nothing is flushed, nothing is caught."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 class DieInStep(TrainerCallback):
-    """Between two micro-batches of a step."""
+    """Dies between two micro-batches of a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The step is counted when it is done."""
+        """Die; the step counter still has the step before."""
         if state.global_step == self.step - 1:
             die()
 
 
 def die_in_save(step: int, name: str) -> None:
-    """Die when half of that file of that checkpoint has been written."""
+    """Die when half of the file ``name`` in the checkpoint of ``step`` is written."""
 
     def halved(path: Any) -> None:
         if os.path.basename(path) == name and f"checkpoint-{step}" in path:
@@ -133,7 +133,7 @@ def die_in_save(step: int, name: str) -> None:
             os.ftruncate(descriptor, 100)
             die()
 
-    save = torch.save  # writes by itself, unseen by audit hooks
+    save = torch.save  # opens its file in C++, which audit hooks do not see
     torch.save = lambda value, path, **options: (save(value, path, **options), halved(path))
     sys.addaudithook(lambda event, args: halved(args[0]) if event == "open" and _writes(*args) else None)
 
@@ -143,7 +143,7 @@ def _writes(path: Any, mode: Any, flags: Any) -> bool:
 
 
 def main(kind: str, folder: str, kill: str | None = None) -> None:
-    """Train to the end, or to where it dies."""
+    """Train to the end, or to the step in which the process dies."""
     torch.set_num_threads(1)
     model = compose()
     trainer = make_trainer(kind, Path(folder), model)

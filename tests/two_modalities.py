@@ -1,4 +1,4 @@
-"""A model that sees and hears, and batches in which samples have any of the two."""
+"""A model with a vision and an audio encoder, and batches in which samples have either, both or none."""
 
 from __future__ import annotations
 
@@ -15,26 +15,23 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 from cornstarch_core import ModalEncoderModule, MultimodalCollator, MultimodalModel, MultimodalProcessor
 
 MIXES = ("v v|v t", "v v|t t", "t t|t t", "v t|a a", "v a|a v", "t v|a t")
-"""What each of two ranks has: samples with vision, audio, or text alone."""
+"""The samples of two ranks, with a bar between them: v is an image, a an audio clip, t text alone."""
 
 
-def compose(hears: Callable[[], nn.Module] | None = None) -> MultimodalModel:
-    """CLIP and Whisper, whose used weights all train, and Llama; the same for every process.
-
-    ``hears`` makes another encoder than Whisper.
-    """
+def compose(make_audio_encoder: Callable[[], nn.Module] = sounds.whisper) -> MultimodalModel:
+    """Compose CLIP, an audio encoder and Llama, with the same weights in every process; all weights that run train."""
     encoders = {
         "vision": ModalEncoderModule(tiny.clip(), callbacks="llava", callback_options={"vision_feature_layer": -1}),
-        "audio": ModalEncoderModule((hears or sounds.whisper)(), callbacks="audio"),
+        "audio": ModalEncoderModule(make_audio_encoder(), callbacks="audio"),
     }
     torch.manual_seed(7)
     model = MultimodalModel(encoders=encoders, language_model=tiny.llama(vocab_size=400))
-    model.vision_encoder.module.post_layernorm.requires_grad_(False)  # "llava" takes what comes before it
+    model.vision_encoder.module.post_layernorm.requires_grad_(False)  # "llava" takes features from before this layer
     return model
 
 
 def wav2vec2() -> Wav2Vec2Model:
-    """With group norms, for which clips are run apart: as many calls as there are lengths."""
+    """Make a wav2vec 2.0 with group norms, which runs once for each length of clips."""
     torch.manual_seed(4)
     config = Wav2Vec2Config(
         hidden_size=32,
@@ -57,18 +54,18 @@ def wav2vec2() -> Wav2Vec2Model:
 
 
 def make_batch(model: MultimodalModel, share: str) -> dict[str, Any]:
-    """One batch of a share such as ``"v t"``."""
+    """Make a batch of samples such as ``"v t"``."""
     return collate(model, [sample(kind, seed) for seed, kind in enumerate(share.split())])
 
 
 def collate(model: MultimodalModel, samples: list[list[dict]]) -> dict[str, Any]:
-    """One batch of conversations."""
+    """Make a batch of conversations."""
     processor = MultimodalProcessor(tokenizer=words.tokenizer(), model=model, chat_template=words.CHATML)
     return dict(MultimodalCollator(processor)(samples))
 
 
 def sample(kind: str, seed: int) -> list[dict]:
-    """A conversation; answers differ in length."""
+    """Make a conversation about an image, an audio clip or text alone; answers differ in length."""
     media = {
         "v": [{"type": "image", "image": words.image(seed)}],
         "a": [{"type": "audio", "audio": sounds.noise(4000 + 1000 * seed, seed)}],
@@ -80,5 +77,5 @@ def sample(kind: str, seed: int) -> list[dict]:
 
 
 def learned(batch: dict[str, Any]) -> int:
-    """Tokens that a loss counts."""
+    """The number of tokens that the loss counts."""
     return int((batch["labels"][:, 1:] != -100).sum())

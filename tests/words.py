@@ -1,4 +1,4 @@
-"""Tiny real tokenizers, trained here on a few sentences, chat templates of several kinds, and images."""
+"""Tiny tokenizers trained on a few sentences, several kinds of chat templates, and images."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _trained() -> str:
 
 
 def tokenizer(*, bos: bool = False, eos: bool = False, **changes: Any) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer, 0 ``<pad>``, 1 ``<s>``, 2 ``</s>``; which of them it puts around a text."""
+    """Make a byte-level BPE tokenizer with 0 ``<pad>``, 1 ``<s>`` and 2 ``</s>``; with ``bos`` and ``eos`` it adds these."""
     backend = Tokenizer.from_str(_trained())
     if bos or eos:
         backend.post_processor = processors.TemplateProcessing(
@@ -68,19 +68,19 @@ def tokenizer(*, bos: bool = False, eos: bool = False, **changes: Any) -> PreTra
 
 
 def model(callbacks: Any = None, keys: tuple[str, ...] = ("vision",), **changes: Any) -> MultimodalModel:
-    """CLIP encoders with 16 patches and CLS each, and a Llama that knows the tokenizer's words."""
+    """Compose a CLIP with 16 patches and CLS for each key, and a Llama with the tokenizer's vocabulary."""
     encoders = {key: ModalEncoderModule(tiny.clip(seed), callbacks=callbacks) for seed, key in enumerate(keys)}
     return MultimodalModel(encoders=encoders, language_model=tiny.llama(vocab_size=400, **changes)).eval()
 
 
 def processor(callbacks: Any = None, keys: tuple[str, ...] = ("vision",), **changes: Any) -> MultimodalProcessor:
-    """A processor for :func:`model`."""
+    """Make a processor for :func:`model`."""
     settings = {"tokenizer": tokenizer(), "model": model(callbacks, keys)}
     return MultimodalProcessor(**{**settings, **changes})
 
 
 def image(seed: int = 0, size: tuple[int, int] = (40, 30)) -> Image.Image:
-    """A random RGB image."""
+    """Make a random RGB image."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 

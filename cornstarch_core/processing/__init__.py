@@ -1,1 +1,1 @@
-"""The rooms behind MultimodalProcessor and MultimodalCollator: from text and media to a batch."""
+"""The parts of MultimodalProcessor and MultimodalCollator: from text and media to a batch."""

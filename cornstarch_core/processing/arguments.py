@@ -1,18 +1,17 @@
-"""Which keyword of a processor belongs to which modality. By declared names only, as :mod:`.routing` for models."""
+"""Which keyword of a processor belongs to which modality. Only declared names count, as for a model's inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
-from ..plugins import registry
-from .modality import Modality
+from .modality import Modality, processor_specs
 
-__all__ = ["Arguments", "merge"]
+__all__ = ["Arguments"]
 
-_USUAL_NAMES = {"audio", "images", "videos"}  # of media, in Hugging Face's processors
+_USUAL_NAMES = ("audio", "images", "videos")  # of media, in Hugging Face's processors
 _OPTIONS = "_kwargs"
 
 
@@ -32,44 +31,46 @@ class Arguments:
         """``(media by key, options of the image processors and feature extractors by key)``.
 
         Raises:
-            InputError: media for a modality that is not there.
+            InputError: media for a modality that the model lacks.
             TypeError: a keyword is for none, for two, or a modality's media are given twice.
         """
         media = self.media({name: value for name, value in kwargs.items() if not name.endswith(_OPTIONS)})
-        options: dict[str, dict[str, Any]] = {}
-        for name, value in kwargs.items():
-            if name.endswith(_OPTIONS) and value is not None:
-                options[self._key(name.removesuffix(_OPTIONS), name)] = dict(value)
+        given = {name: value for name, value in kwargs.items() if name.endswith(_OPTIONS) and value is not None}
+        options = {self._key(name): dict(value) for name, value in given.items()}
         for key, modality in self.modalities.items():
             if sampling_rate is not None and hasattr(modality.processor, "sampling_rate"):
                 options[key] = {"sampling_rate": sampling_rate, **options.get(key, {})}
         return media, options
 
     def media(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Media by key; what is ``None`` is left out. Raises as :meth:`sort`."""
+        """Media by key, without those that are ``None``. Raises as :meth:`sort`."""
         media: dict[str, Any] = {}
         for name, value in given.items():
-            if value is None and self.is_media(name):
-                continue
-            key = self._key(name, name)
-            if key in media:
-                raise TypeError(f"{key}: its media are given twice, once as {name}=.")
-            media[key] = value
+            if value is not None or not self.is_media(name):
+                key = self._key(name)
+                if key in media:
+                    raise TypeError(f"{key}: its media are given twice, once as {name}=.")
+                media[key] = value
         return media
+
+    def is_own(self, name: str) -> bool:
+        """Whether :meth:`sort` takes a keyword, of this model or of others."""
+        return self.is_media(name.removesuffix(_OPTIONS))
 
     def is_media(self, name: str) -> bool:
         """Whether a keyword is a name of media, of this model or of others."""
-        return name in self.modalities or bool(self._claimants(name)) or name in {*_USUAL_NAMES, *_names_of_plugins()}
+        of_plugins = (one for spec in processor_specs() for one in (spec.modality, *spec.media_names))
+        return bool(self._keys(name)) or name in _USUAL_NAMES or name in of_plugins
 
-    def is_own(self, name: str) -> bool:
-        """Whether a keyword is one that :meth:`sort` takes."""
-        return self.is_media(name.removesuffix(_OPTIONS))
-
-    def _claimants(self, name: str) -> list[str]:
+    def _keys(self, name: str) -> list[str]:
+        """The modalities that a name may mean: the key itself wins."""
+        if name in self.modalities:
+            return [name]
         return [key for key, modality in self.modalities.items() if name in modality.media_names]
 
-    def _key(self, name: str, argument: str) -> str:
-        keys = [name] if name in self.modalities else self._claimants(name)
+    def _key(self, argument: str) -> str:
+        name = argument.removesuffix(_OPTIONS)
+        keys = self._keys(name)
         if len(keys) == 1:
             return keys[0]
         if keys:
@@ -81,22 +82,3 @@ class Arguments:
             f"nothing takes {argument}=; {there}. Options of an image processor or feature extractor go into "
             f"{next(iter(self.modalities), 'vision')}{_OPTIONS}={{...}}."
         )
-
-
-def merge(found: Mapping[str, Any], beside: Mapping[str, Any], sample: int | None = None) -> dict[str, Any]:
-    """Media found in conversations, and media given beside them.
-
-    Raises:
-        InputError: a modality's media are in both places.
-    """
-    twice = sorted(found.keys() & beside.keys())
-    if twice:
-        where = "" if sample is None else f"sample {sample}: "
-        raise InputError(f"{twice[0]}: {where}media are in the messages and beside them; give them in one place.")
-    return {**found, **beside}
-
-
-def _names_of_plugins() -> Iterator[str]:
-    for name in registry().names("processors"):
-        spec = registry().lookup("processors", name).spec
-        yield from (spec.modality, *spec.media_names)

@@ -8,22 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 from numbers import Number
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..errors import PlaceholderMismatchError
 
 __all__ = ["arrange", "as_items"]
 
 
-def arrange(key: str, value: Any, placeholders: Sequence[int], token: str) -> list[list[Any]]:
-    """Items by sample.
+def arrange(key: str, value: object, placeholders: Sequence[int], token: str) -> list[list[Any]]:
+    """Sort items by sample.
 
     Args:
-        key: modality, for messages.
+        key: modality, for error messages.
         value: one item, a flat list of items, or a list with one entry a sample: a list of items, an item or ``None``.
-            A list of numbers is an item.
+            A list of numbers is an item. ``None``: there are no items.
         placeholders: how many the text of each sample has.
-        token: the placeholder, for messages.
+        token: the placeholder, for error messages.
 
     Returns:
         One list a sample, as long as the sample has placeholders.
@@ -37,59 +37,50 @@ def arrange(key: str, value: Any, placeholders: Sequence[int], token: str) -> li
         >>> arrange("vision", [None, "a"], [0, 1], "<vision>")
         [[], ['a']]
     """
-    entries = list(value) if _is_many(value) else [value]
-    if any(entry is None or _is_many(entry) for entry in entries):
-        return _checked(key, [as_items(entry) for entry in entries], placeholders, token)
-    return _divided(key, entries, placeholders, token)
+    entries = as_items(value)
+    nested = any(entry is None or _is_many(entry) for entry in entries)
+    rest = iter(entries)
+    samples = [as_items(one) for one in entries] if nested else [list(islice(rest, count)) for count in placeholders]
+    if len(samples) != len(placeholders):
+        raise PlaceholderMismatchError(
+            f"{key}: media are given for {len(samples)} samples, there are {len(placeholders)} texts. Give one list of "
+            "items a text; [] for a text without any."
+        )
+    surplus = 0 if nested else len(entries) - sum(placeholders)
+    counts = zip(samples, placeholders, strict=True)
+    wrong = next((index for index, (items, count) in enumerate(counts) if len(items) != count), len(samples) - 1)
+    if len(samples[wrong]) == placeholders[wrong] and surplus == 0:
+        return samples
+    if value is None:
+        raise PlaceholderMismatchError(
+            f"{key}: sample {wrong}: the text has {placeholders[wrong]} times the placeholder {token} and no items are "
+            f"given. Pass {key}=..., or take the placeholders out of the text."
+        )
+    if nested:
+        expected, got = placeholders[wrong], f"{len(samples[wrong])}"
+        reason = f"the text has {_number(expected, f'{token} placeholder')}"
+    else:
+        expected = sum(placeholders)
+        left = f"{_number(surplus, 'item')} would be left over" if surplus > 0 else "this sample has too few"
+        got = f"{len(entries)}, so that {left}"
+        reason = f"the texts have {', '.join(map(str, placeholders))} {token} placeholders"
+    raise PlaceholderMismatchError(
+        f"{key}: sample {wrong}: expected {_number(expected, 'item')}, because {reason}; got {got}. Write one {token} "
+        "for each item, where the item belongs in the text."
+    )
 
 
-def _is_many(value: Any) -> bool:
-    if not isinstance(value, (list, tuple)):
-        return False
-    return not value or not isinstance(value[0], Number)
-
-
-def as_items(entry: Any) -> list[Any]:
+def as_items(entry: object) -> list[Any]:
     """The items of one sample, given as a list, an item or ``None``."""
     if entry is None:
         return []
     return list(entry) if _is_many(entry) else [entry]
 
 
-def _checked(key: str, samples: list[list[Any]], placeholders: Sequence[int], token: str) -> list[list[Any]]:
-    if len(samples) != len(placeholders):
-        raise PlaceholderMismatchError(
-            f"{key}: media are given for {len(samples)} samples, there are {len(placeholders)} texts. Give one list of "
-            "items a text; [] for a text without any."
-        )
-    for sample, (items, count) in enumerate(zip(samples, placeholders, strict=True)):
-        if len(items) != count:
-            raise PlaceholderMismatchError(
-                f"{key}: sample {sample}: expected {_number(count, 'item')}, because the text has "
-                f"{_number(count, f'{token} placeholder')}; got {len(items)}. {_advice(token)}"
-            )
-    return samples
-
-
-def _divided(key: str, items: list[Any], placeholders: Sequence[int], token: str) -> list[list[Any]]:
-    rest = iter(items)
-    samples = [list(islice(rest, count)) for count in placeholders]
-    surplus = len(items) - sum(placeholders)
-    if surplus == 0:
-        return samples
-    counts = zip(samples, placeholders, strict=True)
-    sample = next((i for i, (got, count) in enumerate(counts) if len(got) != count), len(samples) - 1)
-    raise PlaceholderMismatchError(
-        f"{key}: sample {sample}: expected {_number(sum(placeholders), 'item')}, because the texts have "
-        f"{', '.join(map(str, placeholders))} {token} placeholders; got {len(items)}, so that "
-        + (f"{_number(surplus, 'item')} would be left over. " if surplus > 0 else "this sample has too few. ")
-        + _advice(token)
-    )
+def _is_many(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether this is a list of items, not a single item such as a list of numbers."""
+    return isinstance(value, (list, tuple)) and not (value and isinstance(value[0], Number))
 
 
 def _number(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _advice(token: str) -> str:
-    return f"Write one {token} for each item, where the item belongs in the text."

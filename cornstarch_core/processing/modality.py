@@ -1,171 +1,116 @@
-"""One modality as a processor knows it: from raw items to encoder inputs and the number of features of each item.
+"""One modality in a processor: from raw items to encoder inputs and the number of features of each item.
 
-Everything is built from a *recipe*, the plain data by which a model's config describes an encoder, so that a saved
-processor works without the model. Must not know text, tokenizers, or the weights of anything.
+Must not know text, tokenizers, or weights.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
-from .._hf import config_from_dict, embedding_shape, unwrap
-from ..config import MultimodalConfig
-from ..counting import EMBEDS, TokenCounter, encoder_context, token_counter
+from ..config import EncoderRecord
 from ..errors import CompositionError, MediaError
-from ..plugins import Provided, registry, resolve
-from ..projector import MultimodalProjectorConfig
-from ..specs import EncoderContext, ModalCallbacks, ProcessorSpec
-from .subprocessors import SavedProcessor
+from ..modeling.encoder_info import EncoderInfo
+from ..plugins import Registration, registry
+from ..specs import ModalCallbacks, ProcessorSpec
+from .saved_processor import SavedProcessor
 
-if TYPE_CHECKING:
-    from ..model import MultimodalModel
+__all__ = ["Modality", "processor_specs"]
 
-__all__ = ["Modality", "check_recipe", "from_config", "from_model"]
+MediaProcessor = Callable[..., Mapping[str, Any]]
+"""``(items, return_tensors="pt", **options) -> encoder_inputs``, such as an image processor or feature extractor."""
 
-_RECIPE = ("class", "config", "encoder", "hidden_size", "input_names", "callbacks", "custom_callbacks", "projector")
+_COUNTING = ("num_tokens_before_projector", "num_tokens_after_projector", "prepare_on_host", "input_names")
+
+
+def processor_specs() -> list[ProcessorSpec]:
+    """The specs that plugins register to prepare media."""
+    return [registry().lookup("processors", name).spec for name in registry().names("processors")]
 
 
 class Modality:
     """Prepares and counts the media of one encoder.
 
     Args:
-        key: modality key.
-        recipe: the encoder's record in a :class:`~cornstarch_core.MultimodalConfig`, and ``text_hidden_size``.
-        config: the encoder's config.
-        callbacks: what is known of callbacks that no plugin provides; their functions are used, never saved.
+        info: what is known of the encoder. Only the callbacks that count are kept: the others may hold weights, which
+            belong to the model.
+        record: how the model's config describes the encoder; it is saved with the processor.
         processor: an image processor or feature extractor; default: the one that a plugin builds.
+
+    Attributes:
+        media_names: keywords for its media beside its key.
+        content_types: types of its items in chat messages beside its key.
 
     Raises:
         CompositionError: no processor is given, and no plugin builds one.
     """
 
     def __init__(
-        self,
-        key: str,
-        recipe: dict[str, Any],
-        config: Any = None,
-        callbacks: ModalCallbacks | None = None,
-        processor: Any = None,
+        self, info: EncoderInfo, record: EncoderRecord, processor: MediaProcessor | SavedProcessor | None = None
     ) -> None:
-        self.key = key
-        self.recipe = recipe
-        self.config = config
-        self.encoder = _lookup("encoders", recipe.get("encoder"))
-        self.callback = _lookup("callbacks", (recipe.get("callbacks") or {}).get("name"))
-        self.projector = _lookup("projectors", _projection_type(recipe))
-        self.projector_config = MultimodalProjectorConfig.from_dict(dict(recipe["projector"]["config"]))
-        self.provided = self._find_processor_spec()
-        self.callbacks = callbacks or self._build_callbacks()
+        self.key = info.key
+        kept = {name: getattr(info.callbacks, name) for name in _COUNTING}
+        self.info = replace(info, callbacks=ModalCallbacks(**kept))
+        self.record = replace(record, arguments=None, dtype=None, adapters=None, callback_dtype=None, token_id=None)
+        self.registration = self._find_registration()
         self.processor = self._build_processor(processor)
+        self.media_names, self.content_types = self._names()
 
     # --- building -----------------------------------------------------------------------------------------------------
 
-    def _find_processor_spec(self) -> Provided | None:
-        for owner in (self.callback, self.encoder):
-            name = getattr(owner.spec, "processor", None) if owner is not None else None
-            if owner is not None and name is not None:
-                return registry().lookup("processors", name, prefer=owner.plugin)
+    def _find_registration(self) -> Registration[ProcessorSpec] | None:
+        for owner in (self.info.callback_registration, self.info.registration):
+            if owner is not None and owner.spec.processor is not None:
+                return registry().lookup("processors", owner.spec.processor, prefer=owner.plugin)
         return None
 
-    @property
-    def context(self) -> EncoderContext:
-        """What plugins are told about the encoder."""
-        recipe = self.recipe
-        return encoder_context(self.key, self.config, self.encoder, recipe["hidden_size"], recipe["text_hidden_size"])
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return dict((self.recipe.get("callbacks") or {}).get("options") or {})
-
-    def _build_callbacks(self) -> ModalCallbacks:
-        """Only what a processor needs of them: a callback module has weights, which are the model's."""
-        if self.callback is None:
-            return ModalCallbacks()
-        build = resolve(self.callback.spec.build, self.callback.plugin)
-        return _counting_part(build(self.context, **self._options))
-
-    def _build_processor(self, given: Any) -> Any:
+    def _build_processor(self, given: MediaProcessor | SavedProcessor | None) -> Any:
+        if isinstance(given, SavedProcessor) and given.is_transformers:
+            given = given.load()
+        plugin = self.registration.load() if self.registration is not None else None
+        options = self.info.callback_options
         if given is not None and not isinstance(given, SavedProcessor):
-            return self._wrapped(given)
-        if given is not None and given.is_transformers:
-            return self._wrapped(given.load())
-        built = self._build_by_plugin()
-        if given is not None:
+            return given if plugin is None else plugin.wrap(self.info.context, given, **options)
+        built: MediaProcessor | None = None
+        if plugin is not None:
+            built = plugin.build(self.info.context, **options)
+        elif self.info.ready_made:
+            built = ReadyMade(self.info.input_names[0], self.info.hidden_size)
+        if isinstance(given, SavedProcessor):
             return given.load(self.key, built)
         if built is None:
             raise CompositionError(
-                f"{self.key}: no plugin says how to prepare media for {self.recipe.get('class') or 'this encoder'}; "
+                f"{self.key}: no plugin says how to prepare media for {self.record.class_path or 'this encoder'}; "
                 f"give MultimodalProcessor(processors={{{self.key!r}: ...}}) an image processor, a feature extractor, "
                 f"or a function (items, return_tensors='pt') -> dict. {registry().explain_unavailable()}".rstrip()
             )
         return built
 
-    def _wrapped(self, given: Any) -> Any:
-        if self.provided is None or self.provided.spec.wrap is None:
-            return given
-        return resolve(self.provided.spec.wrap, self.provided.plugin)(self.context, given, **self._options)
+    def _names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The names of its plugin, or those on which all plugins for this modality agree."""
+        if self.registration is not None:
+            return self.registration.spec.media_names, self.registration.spec.content_types
+        specs = [spec for spec in processor_specs() if spec.modality == self.key and not self.info.ready_made]
+        offered = {(spec.media_names, spec.content_types) for spec in specs}
+        return offered.pop() if len(offered) == 1 else ((), ())
 
-    def _build_by_plugin(self) -> Any:
-        if self.provided is not None:
-            return resolve(self.provided.spec.build, self.provided.plugin)(self.context, **self._options)
-        return ReadyMade(self.key, self.recipe["hidden_size"]) if self.is_ready_made else None
-
-    # --- what it is ---------------------------------------------------------------------------------------------------
+    # --- saving -------------------------------------------------------------------------------------------------------
 
     @property
-    def is_ready_made(self) -> bool:
-        """Whether there is no encoder, and media come as embeddings."""
-        return self.recipe.get("class") is None
-
-    @property
-    def spec(self) -> ProcessorSpec | None:
-        """Names of its media: of its own plugin, or those that all plugins for this modality agree on."""
-        if self.provided is not None:
-            return self.provided.spec
-        offered = [registry().lookup("processors", name).spec for name in registry().names("processors")]
-        found = [spec for spec in offered if spec.modality == self.key and not self.is_ready_made]
-        return found[0] if len({(spec.media_names, spec.content_types) for spec in found}) == 1 else None
-
-    @property
-    def media_names(self) -> tuple[str, ...]:
-        """Keywords for its media beside its key."""
-        return self.spec.media_names if self.spec is not None else ()
-
-    @property
-    def content_types(self) -> tuple[str, ...]:
-        """Types of its items in chat messages beside its key."""
-        return self.spec.content_types if self.spec is not None else ()
-
-    @property
-    def used(self) -> list[Provided]:
-        """What plugins provided."""
-        return [one for one in (self.encoder, self.callback, self.projector, self.provided) if one is not None]
-
-    @property
-    def counter(self) -> TokenCounter:
-        """Counts features; made anew each time, so that a processor can be sent to another process."""
-        return token_counter(
-            self.key,
-            self.config,
-            self.encoder,
-            self.callbacks,
-            self.projector,
-            self.projector_config,
-            ready_made=self.is_ready_made,
-        )
+    def registrations(self) -> list[Registration[Any]]:
+        """What plugins register for this modality."""
+        return [*self.info.registrations, *filter(None, [self.registration])]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; :func:`from_config` and :class:`SavedProcessor` read it."""
-        return {"recipe": self.recipe, "processor": SavedProcessor.of(self.processor).to_dict()}
+        """Plain data: the records of the encoder, and of the image processor or feature extractor."""
+        return {"encoder": asdict(self.record), "processor": asdict(SavedProcessor.of(self.processor))}
 
     # --- running ------------------------------------------------------------------------------------------------------
 
-    def process(
+    def prepare(
         self, samples: Sequence[Sequence[Any]], options: Mapping[str, Any]
     ) -> tuple[dict[str, Any], list[list[int]]]:
         """Turn items into encoder inputs.
@@ -184,59 +129,56 @@ class Modality:
         places = [(sample, index) for sample, items in enumerate(samples) for index in range(len(items))]
         if not places:
             return {}, [[] for _ in samples]
-        items = [self._prepare(samples[sample][index], sample, index) for sample, index in places]
-        inputs = self._processed(self._run(items, places, options))
+        items = [self._prepare_item(samples[sample][index], sample, index) for sample, index in places]
+        inputs = self._prepare_on_host(self._run(items, places, options))
         counts = iter(self._count(inputs, len(items)))
-        return self._taken(inputs), [[next(counts) for _ in one] for one in samples]
+        if self.info.callback_registration is None and not self.record.custom_callbacks:
+            # Callbacks may read anything. Without them the encoder refuses what it does not take.
+            inputs = {name: value for name, value in inputs.items() if name in self.info.all_input_names}
+        return inputs, [[next(counts) for _ in one] for one in samples]
 
-    def _prepare(self, item: Any, sample: int, index: int) -> Any:
-        spec = self.provided.spec if self.provided is not None else None
-        if spec is None or spec.prepare is None:
-            return item
+    def _prepare_item(self, item: object, sample: int, index: int) -> object:
         try:
-            return resolve(spec.prepare, self.provided.plugin if self.provided is not None else None)(item)
+            return self.registration.load().prepare(item) if self.registration is not None else item
         except MediaError as error:
-            raise MediaError(f"{self.key}: sample {sample}, item {index}: {self._reason(error)}") from error
+            raise self._media_error(error, f"sample {sample}, item {index}: ") from error
 
     def _run(self, items: list[Any], places: list[tuple[int, int]], options: Mapping[str, Any]) -> dict[str, Any]:
         try:
             return dict(self.processor(items, return_tensors="pt", **options))
-        except Exception as error:  # whatever an image processor raises deep inside
-            raise MediaError(f"{self.key}: {self._blame(items, places, options, error)}") from error
+        except Exception as error:  # an image processor may raise anything
+            name = type(self.processor).__name__
+            for item, (sample, index) in zip(items, places, strict=True):  # find the item that it can't take
+                where = f"sample {sample}, item {index}: "
+                try:
+                    self.processor([item], return_tensors="pt", **options)
+                except MediaError as reason:
+                    raise self._media_error(reason, where) from error
+                except Exception:
+                    raise MediaError(f"{self.key}: {where}{name} can't process it: {error}") from error
+            raise MediaError(
+                f"{self.key}: {name} can't process these {len(items)} items together, though it can process each of "
+                f"them: {error}"
+            ) from error
 
-    def _blame(
-        self, items: list[Any], places: list[tuple[int, int]], options: Mapping[str, Any], error: Exception
-    ) -> str:
-        """Which item a processor can't take, and why. Runs only when an error is certain."""
-        name = type(self.processor).__name__
-        for item, (sample, index) in zip(items, places, strict=True):
-            try:
-                self.processor([item], return_tensors="pt", **options)
-            except MediaError as reason:  # says all there is to say
-                return f"sample {sample}, item {index}: {self._reason(reason)}"
-            except Exception:
-                return f"sample {sample}, item {index}: {name} can't process it: {error}"
-        return f"{name} can't process these {len(items)} items together, though it can process each of them: {error}"
+    def _media_error(self, error: MediaError, where: str = "") -> MediaError:
+        """A plugin's error under the modality's key, which the plugin does not know, with the place of the item."""
+        name = self.registration.spec.modality if self.registration is not None else self.key
+        reason = str(error).removeprefix(f"{name}: ").removeprefix(f"{self.key}: ")
+        return MediaError(f"{self.key}: {where}{reason}")
 
-    def _reason(self, error: MediaError) -> str:
-        """A plugin's message without the modality in front, which need not be the key."""
-        modality = self.provided.spec.modality if self.provided is not None else self.key
-        return str(error).removeprefix(f"{modality}: ").removeprefix(f"{self.key}: ")
-
-    def _processed(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """What the callbacks make of it, on the host."""
-        if self.callbacks.process is None:
-            return inputs
-        processed = self.callbacks.process(inputs)
-        if not isinstance(processed, Mapping):
-            raise TypeError(f"{self.key}: process= returned {processed!r}; it must return the (changed) inputs.")
-        return dict(processed)
+    def _prepare_on_host(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepare = self.info.callbacks.prepare_on_host
+        prepared = inputs if prepare is None else prepare(inputs)
+        if not isinstance(prepared, Mapping):
+            raise TypeError(f"{self.key}: prepare_on_host= returned {prepared!r}; it must return the (changed) inputs.")
+        return dict(prepared)
 
     def _count(self, inputs: dict[str, Any], items: int) -> list[int]:
         try:
-            counts = [int(count) for count in self.counter(dict(inputs))]
+            counts = [int(count) for count in self.info.num_tokens(dict(inputs))]
         except MediaError as error:
-            raise MediaError(f"{self.key}: {self._reason(error)}") from error
+            raise self._media_error(error) from error
         if len(counts) != items:
             raise CompositionError(
                 f"{self.key}: num_tokens counted {len(counts)} items where {items} are given; it must return one count "
@@ -244,118 +186,26 @@ class Modality:
             )
         return counts
 
-    def _taken(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """What the encoder takes. Callbacks may read anything; without them the encoder would refuse the rest."""
-        if self.callback is not None or self.recipe.get("custom_callbacks"):
-            return inputs
-        names = {*self.recipe["input_names"], *self.callbacks.input_names}
-        return {name: value for name, value in inputs.items() if name in names}
 
-
+@dataclass(frozen=True)
 class ReadyMade:
-    """The processor of ready-made embeddings: takes items ``(tokens, hidden_size)``, float."""
+    """The processor of ready-made embeddings: takes items ``(tokens, hidden_size)``, float.
 
-    def __init__(self, key: str, hidden_size: int) -> None:
-        self.key = key
-        self.hidden_size = hidden_size
-
-    def __call__(self, items: Sequence[Any], return_tensors: str = "pt") -> dict[str, list[torch.Tensor]]:
-        """``{"embeds": list of (tokens_i, hidden_size)}``."""
-        return {EMBEDS: [self._checked(torch.as_tensor(item)) for item in items]}
-
-    def _checked(self, item: torch.Tensor) -> torch.Tensor:
-        if item.dim() != 2 or item.shape[1] != self.hidden_size or not item.is_floating_point():
-            raise ValueError(
-                f"ready-made embeddings have shape (tokens, {self.hidden_size}) and a float dtype, not "
-                f"{tuple(item.shape)} and {item.dtype}."
-            )
-        return item
-
-
-# --- recipes ----------------------------------------------------------------------------------------------------------
-
-
-def from_model(model: MultimodalModel) -> dict[str, Callable[[Any], Modality]]:
-    """For each encoder of a model a function ``(processor or None) -> Modality``."""
-    _, width = embedding_shape(model.language_model)
-    records = model.config.to_dict()["encoders"]
-    return {key: _of_encoder(key, encoder, records[key], width) for key, encoder in model.encoders.items()}
-
-
-def _of_encoder(key: str, encoder: Any, record: dict[str, Any], width: int) -> Callable[[Any], Modality]:
-    config = copy.deepcopy(getattr(unwrap(encoder.module), "config", None))
-    callbacks = _counting_part(encoder.modal_callbacks) if encoder.callback_provided is None else None
-    counts = callbacks is not None and any((callbacks.num_tokens, callbacks.num_features, callbacks.process))
-    recipe = _recipe(record, width)
-    needs_config = encoder.provided is not None and not isinstance(_restored(recipe), type(config))
-    recipe["needs_model"] = counts or needs_config
-    return lambda processor: Modality(key, recipe, config, callbacks, processor)
-
-
-def from_config(config: MultimodalConfig) -> dict[str, Callable[[Any], Modality]]:
-    """The same from a model's config, or from the recipes that a saved processor holds.
-
-    Raises:
-        CompositionError: the config does not tell how to count, because that was a function of the user's own.
+    Args:
+        name: of the input that they become.
+        hidden_size: their width.
     """
-    records = config.to_dict()["encoders"]
-    return {key: _of_record(key, config, record) for key, record in records.items()}
 
+    name: str
+    hidden_size: int
 
-def _of_record(key: str, config: MultimodalConfig, record: dict[str, Any]) -> Callable[[Any], Modality]:
-    if record.get("needs_model", record.get("custom_callbacks") and not record.get("callbacks")):
-        raise CompositionError(
-            f"{key}: its callbacks are of the user's own making, so its config does not tell how its features are "
-            "counted; give model= the model itself."
-        )
-    recipe = _recipe(record, record.get("text_hidden_size") or _text_width(config, record))
-    return lambda processor: Modality(key, recipe, _restored(recipe), None, processor)
-
-
-def _recipe(record: Mapping[str, Any], width: int) -> dict[str, Any]:
-    return {**{name: record[name] for name in _RECIPE}, "text_hidden_size": width, "needs_model": False}
-
-
-def check_recipe(recipe: Mapping[str, Any]) -> None:
-    """Raise ``KeyError`` or ``TypeError`` unless a saved recipe has all its parts."""
-    _projection_type(_recipe(recipe, recipe["text_hidden_size"]))
-
-
-def _restored(recipe: Mapping[str, Any]) -> Any:
-    """The encoder's config from plain data: an object where its class is transformers' or a plugin's."""
-    config = recipe["config"]
-    if not isinstance(config, dict):
-        return None
-    found = config_from_dict(config, recipe["class"])
-    if found is not None:
-        return found
-    provided = _lookup("encoders", recipe["encoder"])
-    if provided is not None and recipe["class"] in provided.spec.classes:
-        cls = getattr(resolve(recipe["class"], provided.plugin), "config_class", None)
-        if isinstance(cls, type) and issubclass(cls, PreTrainedConfig):
-            return cls.from_dict(config)
-    return config
-
-
-def _text_width(config: MultimodalConfig, record: Mapping[str, Any]) -> int:
-    width = record["projector"]["config"].get("out_features")
-    return width if width is not None else getattr(config.text_config, "hidden_size", 0)
-
-
-def _counting_part(callbacks: ModalCallbacks) -> ModalCallbacks:
-    return ModalCallbacks(
-        num_tokens=callbacks.num_tokens,
-        num_features=callbacks.num_features,
-        process=callbacks.process,
-        input_names=callbacks.input_names,
-    )
-
-
-def _projection_type(recipe: Mapping[str, Any]) -> str | None:
-    projector = recipe["projector"]
-    kind = None if projector["custom"] else projector["config"]["projection_type"]
-    return None if kind in ("linear", "mlp") else kind
-
-
-def _lookup(kind: str, name: str | None) -> Provided | None:
-    return registry().lookup(kind, name) if name is not None else None
+    def __call__(self, items: Sequence[object], return_tensors: str = "pt") -> dict[str, list[torch.Tensor]]:
+        """``{name: list of (tokens_i, hidden_size)}``."""
+        tensors = [torch.as_tensor(item) for item in items]
+        for tensor in tensors:
+            if tensor.dim() != 2 or tensor.shape[1] != self.hidden_size or not tensor.is_floating_point():
+                raise ValueError(
+                    f"ready-made embeddings have shape (tokens, {self.hidden_size}) and a float dtype, not "
+                    f"{tuple(tensor.shape)} and {tensor.dtype}."
+                )
+        return {self.name: tensors}

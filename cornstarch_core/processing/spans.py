@@ -6,21 +6,10 @@ as the item has features. Must not know tokenizers, tensors or what a modality i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-__all__ = [
-    "ADDED",
-    "Row",
-    "Span",
-    "add_around",
-    "covered",
-    "expand",
-    "lost_span",
-    "needed_room",
-    "stretches",
-    "truncate",
-]
+__all__ = ["ADDED", "Row", "Span", "covered", "expand", "lost_span", "needed_room", "stretches", "surround", "truncate"]
 
 ADDED = -1  # origin of a token that is not from the text
 
@@ -72,25 +61,20 @@ def expand(ids: Sequence[int], token_ids: Mapping[str, int], counts: Mapping[str
     """
     keys = {token_id: key for key, token_id in token_ids.items()}
     items = {key: iter(enumerate(lengths)) for key, lengths in counts.items()}
-    row = Row([], (), [])
+    expanded: list[int] = []
+    origin: list[int] = []
     spans, done = [], 0
     for place in [index for index, token_id in enumerate(ids) if token_id in keys]:
         key = keys[ids[place]]
         item, length = next(items[key])
-        _extend(row, ids[done:place], range(done, place))
-        spans.append(Span(key, item, len(row.ids), len(row.ids) + length))
-        _extend(row, [ids[place]] * length, [place] * length)
+        expanded += [*ids[done:place], *[ids[place]] * length]
+        origin += [*range(done, place), *[place] * length]
+        spans.append(Span(key, item, len(expanded) - length, len(expanded)))
         done = place + 1
-    _extend(row, ids[done:], range(done, len(ids)))
-    return replace(row, spans=tuple(spans))
+    return Row([*expanded, *ids[done:]], tuple(spans), [*origin, *range(done, len(ids))])
 
 
-def _extend(row: Row, ids: Iterable[int], origin: Iterable[int]) -> None:
-    row.ids.extend(ids)
-    row.origin.extend(origin)
-
-
-def add_around(row: Row, prefix: Sequence[int], suffix: Sequence[int]) -> Row:
+def surround(row: Row, prefix: Sequence[int], suffix: Sequence[int]) -> Row:
     """Put a tokenizer's special tokens around a row."""
     return Row(
         [*prefix, *row.ids, *suffix],
@@ -104,7 +88,7 @@ def _moved(spans: Sequence[Span], by: int) -> tuple[Span, ...]:
 
 
 def truncate(row: Row, room: int, side: str = "right") -> Row:
-    """Keep at most ``room`` tokens, cutting on that side. Ask :func:`lost_span` first: spans must survive whole.
+    """Keep at most ``room`` tokens, cutting on that side. Check :func:`lost_span` first: no span may be cut.
 
     Example:
         >>> truncate(Row([5, 6, 7], (), [0, 1, 2]), 2, "left").ids
@@ -123,10 +107,9 @@ def lost_span(row: Row, room: int, side: str = "right") -> Span | None:
 
 
 def needed_room(row: Row, side: str = "right") -> int:
-    """The least room in which every span survives."""
-    if not row.spans:
-        return 0
-    return row.spans[-1].stop if side == "right" else len(row.ids) - row.spans[0].start
+    """The least room that leaves every span whole."""
+    reach = [span.stop if side == "right" else len(row.ids) - span.start for span in row.spans]
+    return max(reach, default=0)
 
 
 def stretches(rows: Sequence[Row], starts: Sequence[int], key: str) -> Iterator[range]:

@@ -17,7 +17,7 @@ from transformers.utils import chat_template_utils
 
 from ..errors import InputError
 
-__all__ = ["ChatTemplate", "choose"]
+__all__ = ["ChatTemplate", "Message", "choose"]
 
 Message = dict[str, Any]
 
@@ -28,7 +28,7 @@ _SAMPLE = "cornstarch"  # survives trimming; not a word that a template writes b
 _AS_DATA = re.compile(r"""['"]text['"]\s*:\s*['"]""" + _SAMPLE)
 _HINT = (
     "Mark the assistant's words in the template with {% generation %} and {% endgeneration %}: then they are found "
-    "whatever the template does."
+    "with any template."
 )
 
 
@@ -40,17 +40,13 @@ class ChatTemplate:
         source: the template.
         tokens: placeholder of each modality.
         types: content types of each modality, its key first.
-        variables: further variables, the tokenizer's special tokens among them.
-        tools: as in the tokenizer's ``apply_chat_template``.
-        documents: likewise.
+        variables: what else the template is written with: the tokenizer's special tokens, ``tools``, ``documents``.
     """
 
     source: str
     tokens: Mapping[str, str]
     types: Mapping[str, Sequence[str]]
     variables: Mapping[str, Any] = field(default_factory=dict)
-    tools: list[Any] | None = None
-    documents: list[Any] | None = None
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -63,14 +59,9 @@ class ChatTemplate:
         return self._render(messages, where, **options)[0]
 
     def _render(self, messages: Sequence[Message], where: str, **options: Any) -> tuple[str, list[tuple[int, int]]]:
+        variables = {**self.variables, **options}
         try:
-            texts, spans = _render_jinja(
-                conversations=[list(messages)],
-                chat_template=self.source,
-                tools=self.tools,
-                documents=self.documents,
-                **{**self.variables, **options},
-            )
+            texts, spans = _render_jinja(conversations=[list(messages)], chat_template=self.source, **variables)
         except Exception as error:  # a template may raise anything
             raise InputError(f"{where}the chat template can't write this conversation: {error}") from error
         return texts[0], [(start, stop) for start, stop in spans[0]] if spans else []
@@ -106,19 +97,16 @@ class ChatTemplate:
 
     def _before(self, messages: Sequence[Message], index: int) -> str:
         """The text up to the first character that is the assistant's own."""
-        said = self.render(messages[:index]) if index > 0 else ""
-        prompt = self.render(messages[:index], add_generation_prompt=True) if index > 0 else ""
-        return prompt if prompt != said else said + self._header(messages, index, len(said))
-
-    def _header(self, messages: Sequence[Message], index: int, start: int) -> str:
-        """What stays when the words change, where there is no generation prompt. A space before the words is theirs."""
-        one, other = (self.render([*messages[:index], self._say(messages[index], word)]) for word in ("A", "Z"))
-        same = next((place for place, (a, z) in enumerate(zip(one, other, strict=False)) if a != z), len(one))
-        return one[start:same].rstrip()
-
-    def _say(self, message: Message, text: str) -> Message:
+        earlier, message = messages[:index], messages[index]
+        said, prompt = (self.render(earlier, add_generation_prompt=add) if earlier else "" for add in (False, True))
+        if prompt != said:
+            return prompt
+        # Without a generation prompt, the header is what stays when the words change. A space before them is theirs.
         typed = isinstance(message.get("content"), list)
-        return {**message, "content": [_text(text)] if typed else text}
+        contents = ([_text(word)] if typed else word for word in ("A", "Z"))
+        one, other = (self.render([*earlier, {**message, "content": content}]) for content in contents)
+        same = next((place for place, (a, z) in enumerate(zip(one, other, strict=False)) if a != z), len(one))
+        return said + one[len(said) : same].rstrip()
 
     # --- fitting ------------------------------------------------------------------------------------------------------
 
@@ -127,7 +115,7 @@ class ChatTemplate:
 
         Args:
             messages: with strings or typed parts as content.
-            where: which conversation, for messages.
+            where: which conversation, for error messages.
 
         Raises:
             InputError: the template writes neither form, or a part is of an unknown type.
@@ -142,32 +130,28 @@ class ChatTemplate:
         if isinstance(content, str):
             return message if plain or not typed else {**message, "content": [_text(content)]}
         parts = [self._part(part, typed, where) for part in content]
-        if typed:
-            return {**message, "content": parts}
-        if not plain:
+        if not typed and not plain:
             raise InputError(
                 f"{where}: the chat template writes the text of a {message.get('role')} message neither from a string "
                 "nor from typed parts; give another with chat_template=."
             )
-        return {**message, "content": "".join(part["text"] for part in parts)}
+        return {**message, "content": parts if typed else "".join(part["text"] for part in parts)}
 
-    def _part(self, part: Any, typed: bool, where: str) -> Message:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            return _text(part["text"])
+    def _part(self, part: object, typed: bool, where: str) -> Message:
+        kind, text = (part.get("type"), part.get("text")) if isinstance(part, Mapping) else (None, None)
+        if kind == "text" and isinstance(text, str):
+            return _text(text)
         key = self.modality(kind, where)
         written = self._written[key] if typed else None
         return {"type": written} if written is not None else _text(self.tokens[key])
 
-    def modality(self, kind: Any, where: str) -> str:
+    def modality(self, kind: object, where: str) -> str:
         """The modality of a typed part.
 
         Raises:
             InputError: no modality has such a type, or several do.
         """
-        if kind in self.tokens:
-            return kind
-        keys = [key for key, types in self.types.items() if kind in types]
+        keys = [key for key in self.tokens if key == kind] or [key for key in self.types if kind in self.types[key]]
         if len(keys) == 1:
             return keys[0]
         if keys:
@@ -191,7 +175,7 @@ class ChatTemplate:
         return {**forms, "assistant": self._try([user, reply], 1), "system": self._try([{"role": "system"}, user], 0)}
 
     def _try(self, messages: list[Message], index: int) -> tuple[bool, bool]:
-        def written(content: Any) -> bool | None:
+        def written(content: str | list[Message]) -> bool | None:
             text = self._attempt([*messages[:index], {**messages[index], "content": content}, *messages[index + 1 :]])
             return None if text is None else _SAMPLE in text and not _AS_DATA.search(text)
 
@@ -205,8 +189,8 @@ class ChatTemplate:
         return {key: next((kind for kind in self.types[key] if self._writes(kind, key)), None) for key in self.tokens}
 
     def _writes(self, kind: str, key: str) -> bool:
-        text = self._attempt([{"role": "user", "content": [{"type": kind}, _text(_SAMPLE)]}])
-        return text is not None and text.count(self.tokens[key]) == 1 and _SAMPLE in text
+        text = self._attempt([{"role": "user", "content": [{"type": kind}, _text(_SAMPLE)]}]) or ""
+        return text.count(self.tokens[key]) == 1 and _SAMPLE in text
 
     def _attempt(self, messages: list[Message]) -> str | None:
         try:
@@ -230,11 +214,11 @@ def choose(given: str | None, own: str | dict[str, str] | None) -> str:
         return named.get(given, given)
     if "default" in named:
         return named["default"]
-    raise InputError(
-        "there is no chat template"
-        + (
-            f" called 'default', only {', '.join(named)}; name one: chat_template='...'."
-            if named
-            else "; set processor.chat_template to one, pass chat_template=, or use a tokenizer that has one."
+    if named:
+        raise InputError(
+            f"there is no chat template called 'default', only {', '.join(named)}; name one: chat_template='...'."
         )
+    raise InputError(
+        "there is no chat template; set processor.chat_template to one, pass chat_template=, or use a tokenizer that "
+        "has one."
     )

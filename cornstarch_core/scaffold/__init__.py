@@ -1,1 +1,1 @@
-"""The rooms behind ``cornstarch plugins new``: check the names, and write a new plugin's project. No torch in here."""
+"""``cornstarch plugins new``: check the names, and write the project of a new plugin. Must not import torch."""

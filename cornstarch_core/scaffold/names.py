@@ -1,4 +1,4 @@
-"""What a new plugin and its modality may be called. Must not know what is written about them."""
+"""The names of a new plugin and its modality. Must not know the templates."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from keyword import iskeyword
 
-from ..runtime.discovery import NAME
-from ..runtime.metadata import normalise
+from ..plugins.discovery import NAME, normalise
 
 __all__ = ["TAKEN", "Names"]
 
@@ -15,25 +14,25 @@ TAKEN = frozenset(
     {
         *("add", "get", "set"),  # methods of a model: get_encoder
         *("distributed", "fusion", "generation", "kernel", "peft", "per_layer", "quantization"),  # kernel_config
-        *("language_model", "text"),  # the other half of a model
+        *("language_model", "text"),  # the other parts of a model
         *("add_special_tokens", "max_length", "pad_to_multiple_of", "padding", "padding_side", "return_tensors"),
-        *("sampling_rate", "self", "truncation"),  # arguments of a processor, as those before
-        *("bos", "eos", "mask", "pad", "s", "unk"),  # a tokenizer's own: <pad>
+        *("sampling_rate", "self", "truncation"),  # arguments of a processor, like the line above
+        *("bos", "eos", "mask", "pad", "s", "unk"),  # special tokens of a tokenizer: <pad>
     }
 )
-"""Identifiers that are no modality's key, since a model, its processor or a tokenizer means something else by them."""
+"""Identifiers that can't be a modality's key, because they mean something else to a model, processor or tokenizer."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """What a new plugin is called, wherever it is named.
+    """All names of a new plugin.
 
     Args:
         distribution: name to ``pip install``, in the grammar of PEP 508.
         modality: what it encodes; the key in a model, the keyword of a processor.
 
     Raises:
-        ValueError: one of them can't be used; says why, and what can.
+        ValueError: one of them can't be used; the message says why, and suggests another.
 
     Example:
         >>> names = Names("My.Plugin", "point_cloud")
@@ -61,7 +60,7 @@ class Names:
 
     @property
     def prefix(self) -> str:
-        """What the names of its classes begin with."""
+        """The prefix of the names of its classes."""
         return "".join(part[:1].upper() + part[1:] for part in self.modality.split("_"))
 
     def _check_distribution(self) -> None:
@@ -75,13 +74,13 @@ class Names:
         if not self.package.isidentifier() or iskeyword(self.package):
             raise ValueError(
                 f"NAME is {self.distribution!r}, so its package would be {self.package!r}, which Python can't import; "
-                f"take another, such as cornstarch-{self.id}"
+                f"choose another, such as cornstarch-{self.id}"
             )
         found = find_spec(self.package)
-        if found is not None and found.origin is not None:  # a folder that merely lies here has none
+        if found is not None and found.origin is not None:  # a folder without Python files has none
             raise ValueError(
-                f"NAME is {self.distribution!r}, so its package would be {self.package!r}, and there is one already "
-                f"({found.origin}); take another name, or uninstall that"
+                f"NAME is {self.distribution!r}, so its package would be {self.package!r}, which exists already "
+                f"({found.origin}); choose another name, or uninstall that package"
             )
 
     def _check_modality(self) -> None:
@@ -89,10 +88,10 @@ class Names:
         if not NAME.fullmatch(name) or not name.isidentifier() or iskeyword(name):
             raise ValueError(
                 f"--modality is {name!r}; it has to be a Python identifier, such as eeg or point_cloud: ASCII letters, "
-                "digits and '_' that begin with a letter and end with a letter or digit, and no keyword"
+                "digits and '_', from a letter to a letter or digit, and not a keyword"
             )
         if name in TAKEN or name.endswith("_kwargs"):
             raise ValueError(
-                f"--modality is {name!r}, which means something else to a model, a processor or a tokenizer; take "
+                f"--modality is {name!r}, which means something else to a model, a processor or a tokenizer; choose "
                 "another, such as eeg or point_cloud"
             )

@@ -1,7 +1,7 @@
 """Write the project of a new plugin from the files in ``template/``.
 
-Those hold ``$names`` to fill in, as :class:`string.Template` does. The suffix ``.template`` keeps them from being taken
-for code of this project.
+The files contain ``$names`` for :class:`string.Template`. The suffix ``.template`` keeps tools from treating them as code
+of this project.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FILES = {
     "tests/test_conformance.py": "test_conformance.py",
     "tests/test_encoder.py": "test_encoder.py",
 }
-"""The files of a project, each with its template."""
+"""The files of a project, and their templates."""
 
 _TEMPLATES = Path(__file__).parent / "template"
 
@@ -38,7 +38,7 @@ def render(names: Names) -> dict[str, str]:
     """Make the files of a project.
 
     Args:
-        names: what the plugin is called.
+        names: the names of the plugin.
 
     Returns:
         The text of each file, by its path in the project.
@@ -56,15 +56,12 @@ def render(names: Names) -> dict[str, str]:
         "prefix": names.prefix,
         "core": f"cornstarch-core{_compatible(cornstarch_core.__version__)}",
     }
-    return {Template(path).substitute(values): _read(name).substitute(values) for path, name in FILES.items()}
-
-
-def _read(name: str) -> Template:
-    return Template((_TEMPLATES / f"{name}.template").read_text(encoding="utf-8"))
+    texts = {path: (_TEMPLATES / f"{name}.template").read_text(encoding="utf-8") for path, name in FILES.items()}
+    return {Template(path).substitute(values): Template(text).substitute(values) for path, text in texts.items()}
 
 
 def _compatible(version: str) -> str:
-    """The versions that keep the promises of this one: of its major version, or of its minor one before 1.0."""
+    """The range of versions that are compatible with this one: its major version, or its minor version before 1.0."""
     major, minor = (int(part) for part in version.split(".")[:2])
     return f">={major}.{minor},<{major}.{minor + 1}" if major == 0 else f">={major}.{minor},<{major + 1}"
 
@@ -73,12 +70,12 @@ def write(names: Names, folder: Path) -> None:
     """Write a project.
 
     Args:
-        names: what the plugin is called.
-        folder: where to; it is made if it isn't there.
+        names: the names of the plugin.
+        folder: where to write it; the folder is created if it does not exist.
 
     Raises:
-        FileExistsError: it is a file, or holds something already.
-        OSError: it can't be written.
+        FileExistsError: the folder is a file, or is not empty.
+        OSError: the folder can't be written.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; name another folder with --into, or remove it")

@@ -1,7 +1,7 @@
-"""The conformance kit: what a plugin has to hold, as tests that its author's suite inherits.
+"""The conformance kit: the checks of a plugin, as test classes that its author's tests inherit.
 
-Needs pytest, as ``pip install "cornstarch-core[test]"`` brings it. Nothing here loads itself: a check runs because a
-test class inherits it. Importing this package is cheap; the classes bring torch and transformers with them.
+Needs pytest, which ``pip install "cornstarch-core[test]"`` installs. A check runs only if a test class inherits it.
+Importing this package is cheap; accessing the classes imports torch and transformers.
 """
 
 from importlib import import_module
@@ -17,12 +17,10 @@ _HOME = {"EncoderConformance": "encoder", "PluginConformance": "package"}
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that the processes in which a plugin is tried out load no more than they have to.
+    # Lazy, so that the child processes that load a plugin import neither pytest nor torch.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""A model with the encoder that is tried, and its processor; batches for it, and the features that it gives."""
+"""A model with the encoder under test, and its processor: batches, features and losses."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ..encoder import ModalEncoderModule
-from ..merge import flatten
 from ..model import MultimodalModel
+from ..modeling.encoder import ModalEncoderModule
+from ..modeling.merge import flatten
 from ..processor import MultimodalProcessor
 from .pieces import WORDS
 
@@ -42,7 +42,7 @@ class Composed:
 
     def prepare(self, items: Sequence[Any]) -> tuple[dict[str, Any], list[int]]:
         """Encoder inputs of these items, and how many features are counted for each."""
-        inputs, (counts,) = self.processor.modalities[self.key].process([items], {})
+        inputs, (counts,) = self.processor.modalities[self.key].prepare([items], {})
         return inputs, counts
 
     def features(self, inputs: dict[str, Any]) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""All that an encoder promises."""
+"""All checks of an encoder in one class."""
 
 from __future__ import annotations
 
-from .features import FeatureChecks
-from .training import TrainingChecks
-from .whole import ModelChecks
+from .feature_checks import FeatureChecks
+from .model_checks import ModelChecks
+from .training_checks import TrainingChecks
 
 __all__ = ["EncoderConformance"]
 
@@ -22,11 +22,11 @@ class EncoderConformance(FeatureChecks, TrainingChecks, ModelChecks):
         projection_type: of the projector, ``"linear"``, ``"mlp"`` or one that a plugin registers.
         lora_targets: names of layers for LoRA; default: all layers of one kind, linear ones first, that get gradients.
         rounds: how many random batches are counted.
-        tolerance: by how much an item's features may depend on its batch, as a part of the largest feature.
-        bf16_tolerance: by how much features may differ in bfloat16, as a part of their norm.
+        tolerance: how much an item's features may depend on its batch, as a fraction of the largest feature.
+        bf16_tolerance: how much features may differ in bfloat16, as a fraction of their norm.
 
-    Give :meth:`make_module` and :meth:`make_items`. A check that can't hold for an encoder is marked in the subclass,
-    with the reason: override it with ``@pytest.mark.xfail(reason="...")``, and call ``super()``.
+    Define :meth:`make_module` and :meth:`make_items`. If a check can't hold for an encoder, override it in the subclass
+    with ``@pytest.mark.xfail(reason="...")``, and call ``super()``.
 
     Example:
         >>> from cornstarch_core.testing import EncoderConformance

@@ -1,4 +1,4 @@
-"""The text half of a small model to try an encoder with: a language model and a tokenizer, with random weights."""
+"""The text parts of the model under test: a small language model with random weights, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ WORDS = ("what", "is", "this", "it", "rises", "falls", "and", "then", "a", "the"
 def tiny_language_model() -> LlamaForCausalLM:
     """A Llama of two layers in eval mode, float32, whose embeddings are 40 wide.
 
-    Its weights are drawn larger than usual, so that what an encoder gives makes a difference to the logits.
+    Its initial weights are larger than usual, so that the features of an encoder change the logits.
     """
     config = LlamaConfig(
         vocab_size=len(_SPECIAL) + len(WORDS),
-        hidden_size=40,  # hardly an encoder's width, so that the two are not taken for each other
+        hidden_size=40,  # unusual for an encoder, so that no check confuses the two widths
         intermediate_size=64,
         num_attention_heads=2,
         num_key_value_heads=2,

@@ -1,6 +1,6 @@
-"""What the kit looks at in a process of its own: a plugin's imports, its second activation, what it changes elsewhere.
+"""What the kit checks in a separate process: the imports of a plugin, its second activation, and its side effects.
 
-Runs in the child. Must not import torch, transformers or pytest at the top; what it returns is plain data.
+Runs in the child process. Must not import torch, transformers or pytest at the top; returns plain data.
 """
 
 from __future__ import annotations
@@ -8,28 +8,29 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
 from ..errors import PluginError
 from ..plugins import resolve
-from ..runtime.activation import TARGETS, Spec, load, new_manager
-from ..runtime.discovery import PluginInfo, discover
+from ..plugins.activation import load, new_manager
+from ..plugins.discovery import discover
+from ..plugins.registration import describe_error, targets
+from ..specs import Spec
 
-__all__ = ["Probe", "activate_twice", "changed_mappings", "heavy_imports", "main", "plain", "targets"]
-
-Probe = Callable[..., Any]
+__all__ = ["activate_twice", "changed_mappings", "heavy_imports", "main", "plain"]
 
 
-def main(name: str, *arguments: Any) -> None:
+def main(name: str, *arguments: object) -> None:
     """Run one of the functions below, and print what it returns as the last line."""
     print("\n" + json.dumps(globals()[name](*arguments)))
 
 
 def heavy_imports(plugin: str, heavy: Collection[str]) -> dict[str, str]:
-    """Which of these modules are imported when a plugin is activated, each with the place that does it."""
+    """The modules of ``heavy`` that activating a plugin imports, each with the file and line of the import."""
     watcher = _Watcher(heavy)
     sys.meta_path.insert(0, watcher)
     _load(plugin)
@@ -37,71 +38,62 @@ def heavy_imports(plugin: str, heavy: Collection[str]) -> dict[str, str]:
 
 
 def activate_twice(plugin: str) -> list[Any]:
-    """What a plugin registers the first and the second time, or the reason why it can't, as :func:`plain` has it."""
-    return [_try(lambda: plain(_load(plugin))) for _ in range(2)]
+    """What a plugin registers the first and the second time, as :func:`plain` returns it, or the error as text."""
+    return [_activated(plugin) for _ in range(2)]
 
 
 def changed_mappings(plugins: Collection[str]) -> list[str]:
-    """Entries of transformers' auto mappings that are new or other once plugins and all their targets are imported."""
+    """Entries of transformers' auto mappings that plugins and their targets add or change when they are imported."""
     for core in ("collator", "model", "processor"):  # the core registers its own
         import_module(f"cornstarch_core.{core}")
     before = _mappings()
     for plugin in plugins:
         for _, spec in _load(plugin):
-            for _, target in targets(spec):
-                _try(lambda target=target: resolve(target))  # type: ignore[misc]
+            for _, path in targets(spec):
+                with suppress(PluginError):
+                    resolve(path)
     after = _mappings()
     return sorted(name for name, value in after.items() if before.get(name) != value)
 
 
-def plain(offers: list[tuple[str, Spec]]) -> list[list[Any]]:
-    """Specs with their kinds as JSON has them, sorted."""
+def plain(offers: list[tuple[str, Spec[Any]]]) -> list[list[Any]]:
+    """Specs with their kinds as data for JSON, sorted."""
     return sorted(json.loads(json.dumps([[kind, asdict(spec)] for kind, spec in offers])), key=json.dumps)
 
 
-def targets(spec: Spec) -> list[tuple[str, str]]:
-    """All targets of a spec, each with the name of its field; classes are among them."""
-    fields = [(name, getattr(spec, name, None) or ()) for name in (*TARGETS, "classes")]
-    return [(name, one) for name, value in fields for one in ((value,) if isinstance(value, str) else value)]
+def _load(plugin: str) -> list[tuple[str, Spec[Any]]]:
+    return load(new_manager(), next(info for info in discover() if info.id == plugin))
 
 
-def _load(plugin: str) -> list[tuple[str, Spec]]:
-    info: PluginInfo = next(info for info in discover() if info.id == plugin)
-    return load(new_manager(), info)
-
-
-def _try(call: Callable[[], Any]) -> Any:
+def _activated(plugin: str) -> list[list[Any]] | str:
     try:
-        return call()
+        return plain(_load(plugin))
     except (Exception, SystemExit) as error:
-        return f"{type(error).__name__}: {error}" if not isinstance(error, PluginError) else str(error)
+        return str(error) if isinstance(error, PluginError) else describe_error(error)
 
 
 class _Watcher:
-    """Sees every import, and finds nothing: the place in ``sys.meta_path`` before those that do."""
+    """A finder in ``sys.meta_path`` that sees every import, and finds nothing itself."""
 
     def __init__(self, heavy: Collection[str]) -> None:
         self.heavy = heavy
         self.found: dict[str, str] = {}
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        """Note who imports one of the heavy modules first."""
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Note the first import of each heavy module."""
         if name in self.heavy and name not in self.found:
             frame: Any = sys._getframe(1)
             while frame is not None and "importlib" in frame.f_code.co_filename:
                 frame = frame.f_back
-            self.found[name] = f"{_short(frame.f_code.co_filename)}, line {frame.f_lineno}" if frame else "?"
-
-
-def _short(path: str) -> str:
-    """The last folder and the file."""
-    return os.sep.join(path.split(os.sep)[-2:])
+            file = os.sep.join(frame.f_code.co_filename.split(os.sep)[-2:]) if frame else "?"
+            self.found[name] = f"{file}, line {frame.f_lineno if frame else '?'}"
 
 
 def _mappings() -> dict[str, str]:
-    """All that was registered, or written over, in transformers' auto classes: ``{"MODEL_MAPPING[ToyConfig]": ...}``.
+    """All that was registered in transformers' auto classes: ``{"MODEL_MAPPING[ToyConfig]": ...}``.
 
-    What it came with is in tables of names; what was registered since is apart from them (5.17 to 5.23).
+    The built-in entries are in tables of names, and those that were registered later are in other tables (5.17 to
+    5.23).
     """
     import pkgutil
 

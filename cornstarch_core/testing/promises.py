@@ -1,6 +1,6 @@
-"""What the test classes of the kit are made of: promises that build on each other, and failures that give advice.
+"""The base of the kit's test classes: checks that build on each other, and failures that say what to change.
 
-Must not know what is promised.
+Must not know what is checked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NOT_THE_AUTHORS = ("cornstarch_core", "importlib", "peft", "pluggy", "torch", "
 
 
 class Promises:
-    """Base of the test classes. Whatever is costly to make is kept for all tests of one class."""
+    """Base of the test classes. It keeps what is costly to make for all tests of a class."""
 
     _kept: dict[str, Any]
 
@@ -35,12 +35,12 @@ class Promises:
         return self._kept[name]
 
     def holds(self, name: str) -> bool:
-        """Whether the check of this name passes; one that a subclass has taken out (``test_x = None``) does."""
+        """Whether the check of this name passes, or a subclass has removed it (``test_x = None``)."""
         return self.keep(name, lambda: getattr(self, name) is None or _passes(getattr(self, name)))
 
 
 def promise(*needs: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a check that is skipped while one that it builds on fails: one mistake, one failure.
+    """Skip a check if one that it builds on fails, so that one mistake gives one failure.
 
     Args:
         *needs: names of the checks that it builds on.
@@ -60,17 +60,17 @@ def promise(*needs: str) -> Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def fail(found: str, fix: str) -> NoReturn:
-    """Fail a check with two lines, which are all that pytest shows.
+    """Fail a check with two lines; pytest shows nothing else.
 
     Args:
-        found: whose it is, what was expected, and what was found.
-        fix: what to change, by the names of spec fields and functions.
+        found: the plugin, what was expected, and what was found.
+        fix: what to change, by the names of spec fields and methods.
     """
     raise pytest.fail.Exception(f"{found}\n  fix: {fix}", pytrace=False) from None
 
 
 def say(error: BaseException) -> str:
-    """An error in one line, with the place in the author's code where it came from.
+    """An error in one line, with the place in the author's code that raised it.
 
     Returns:
         For example ``"RuntimeError: mat1 and mat2 must have the same dtype (encoder.py, line 12)"``.
@@ -84,7 +84,7 @@ def say(error: BaseException) -> str:
 
 
 def _others() -> tuple[str, ...]:
-    """Where the code lies that is not the author's."""
+    """The folders of code that is not the author's."""
     specs = [find_spec(name) for name in _NOT_THE_AUTHORS]
     folders = [folder for spec in specs if spec is not None for folder in spec.submodule_search_locations or ()]
     return (*(os.path.join(folder, "") for folder in folders), "<frozen")

@@ -1,21 +1,21 @@
-"""A look at what a training step really trained."""
+"""What a training step really trained, part by part."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from torch import nn
 
-from .._hf import is_peft
-from ..adapters import adapter_weights
+from .._hf.peft import is_peft
+from ..saving.adapters import adapter_weights
 from .parts import Part, parts_of
 
 __all__ = ["Audit", "PartReport", "audit"]
 
-_HEAD = ("part", "parameters", "trainable", "with gradient", "zero gradient", "runs")
+_HEAD = ["part", "parameters", "trainable", "with gradient", "zero gradient", "runs"]
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class PartReport:
 
     Args:
         name: of the part.
-        parameters: numbers in it.
-        trainable: those that ask for gradients.
-        with_gradient: those of them that have one.
-        zero_gradient: those of them whose gradient is zero throughout its tensor.
+        parameters: how many numbers it holds.
+        trainable: how many of them are trainable.
+        with_gradient: how many of those have a gradient.
+        zero_gradient: how many of those belong to a tensor whose gradient is zero everywhere.
         runs: how often the part ran since the model was composed; ``None``: not counted.
     """
 
@@ -44,21 +44,21 @@ class Audit:
     """What :func:`audit` found; ``print`` shows it as a table.
 
     Args:
-        parts: one report each.
-        mistakes: what is surely wrong, in words; empty if nothing is.
+        parts: a report of each part.
+        mistakes: what is certainly wrong, in words; empty if nothing is.
     """
 
     parts: tuple[PartReport, ...]
     mistakes: tuple[str, ...]
 
     def __str__(self) -> str:
-        rows = [_HEAD, *(_cells(part) for part in self.parts)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+        rows = [_HEAD, *map(_cells, self.parts)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([*lines, *(f"! {mistake}" for mistake in self.mistakes)])
 
     def __rich__(self) -> Any:
-        """The same as a table of rich, if that is installed: ``rich.print(audit(mllm))``."""
+        """The same as a table of rich, if rich is installed: ``rich.print(audit(mllm))``."""
         from rich.console import Group
         from rich.table import Table
 
@@ -69,18 +69,18 @@ class Audit:
 
 
 def audit(model: nn.Module, *, warn: bool = True) -> Audit:
-    """Look at a model after its first backward pass: which parts trained, and which only seemed to.
+    """Report which parts of a model got gradients in its first backward pass, and warn of likely mistakes.
 
     Call it after ``loss.backward()`` and before ``optimizer.zero_grad()``. It reads every gradient once, which costs
-    device syncs: not for every step.
+    device syncs, so do not call it in every step.
 
     Args:
         model: a :class:`~cornstarch_core.MultimodalModel`, wrapped by PEFT or not.
-        warn: whether mistakes are warned of, too.
+        warn: whether to warn of the mistakes, too.
 
     Returns:
-        A table of the parts, and the mistakes: adapters that landed in an encoder whose own weights are frozen, an
-        encoder that never ran, and trainable parts or weights without a gradient.
+        A table of the parts, and the mistakes: adapters in an encoder whose own weights are frozen, an encoder that
+        never ran, and trainable parts or weights without a gradient.
 
     Example:
         ::
@@ -88,22 +88,22 @@ def audit(model: nn.Module, *, warn: bool = True) -> Audit:
             loss.backward()
             print(audit(mllm))
     """
-    parts = list(parts_of(model))
-    reports = tuple(_report(part) for part in parts)
-    mistakes = tuple(
-        mistake for part, report in zip(parts, reports, strict=True) for mistake in _mistakes(part, report)
-    )
+    reports: list[PartReport] = []
+    mistakes: list[str] = []
+    for part in parts_of(model).values():
+        reports.append(_report(part))
+        mistakes += _mistakes(part, reports[-1])
     for mistake in mistakes if warn else ():
         warnings.warn(mistake, stacklevel=2)
-    return Audit(reports, mistakes)
+    return Audit(tuple(reports), tuple(mistakes))
 
 
 def _report(part: Part) -> PartReport:
-    trainable = [parameter for _, parameter in part.parameters if parameter.requires_grad]
+    trainable = part.trainable.values()
     gradients = [parameter.grad for parameter in trainable if parameter.grad is not None]
     return PartReport(
         name=part.name,
-        parameters=sum(parameter.numel() for _, parameter in part.parameters),
+        parameters=sum(parameter.numel() for parameter in part.parameters.values()),
         trainable=sum(parameter.numel() for parameter in trainable),
         with_gradient=sum(gradient.numel() for gradient in gradients),
         zero_gradient=sum(gradient.numel() for gradient in gradients if not bool(gradient.any())),
@@ -116,35 +116,21 @@ def _mistakes(part: Part, report: PartReport) -> Iterator[str]:
         name = part.name if part.module is not None else part.name.partition(".")[0]
         yield f"{name} never ran: no batch had any of it. Are its media under the right key, and in these samples?"
         return
-    trainable = [(name, parameter) for name, parameter in part.parameters if parameter.requires_grad]
-    stray = _strays(part, trainable)
-    if stray:
-        yield (
-            f"{part.name} is frozen, but {len(stray)} adapter weights landed in it ({stray[0]}, …): target_modules "
-            "matches its layers, too. Wrap the language model before composing, or anchor the pattern: "
-            "r'language_model.*\\.(q_proj|v_proj)'."
-        )
-    missing = [name for name, parameter in trainable if parameter.grad is None]
+    trainable = part.trainable
+    wrapped = part.encoder is None or is_peft(part.module)  # on purpose
+    adapters = adapter_weights(part.module) if part.module is not None and not wrapped else set()
+    if trainable and all(id(parameter) in adapters for parameter in trainable.values()):
+        found = f"{len(trainable)} adapter weights landed in it ({next(iter(trainable))}, …)"
+        fix = r"Wrap the language model before composing, or anchor the pattern: r'language_model.*\.(q_proj|v_proj)'."
+        yield f"{part.name} is frozen, but {found}: target_modules matches its layers, too. {fix}"
+    missing = [name for name, parameter in trainable.items() if parameter.grad is None]
     if missing and not report.with_gradient:
-        yield (
-            f"{part.name} is trainable, but nothing in it got a gradient. Freeze it with set_trainable, or find out "
-            "why the loss does not depend on it."
-        )
+        fix = "Freeze it with set_trainable, or find out why the loss does not depend on it."
+        yield f"{part.name} is trainable, but nothing in it got a gradient. {fix}"
     elif missing:
-        yield (
-            f"{part.name}: {len(missing)} trainable weights got no gradient ({missing[0]}, …). Weights that are never "
-            "used should not ask for one: requires_grad_(False), or DistributedDataParallel waits for them."
-        )
+        fix = "Freeze weights that are never used, requires_grad_(False), or DistributedDataParallel waits for them."
+        yield f"{part.name}: {len(missing)} trainable weights got no gradient ({missing[0]}, …). {fix}"
 
 
-def _strays(part: Part, trainable: list[tuple[str, nn.Parameter]]) -> list[str]:
-    """Adapter weights in an encoder that was not wrapped, and of which nothing else trains."""
-    if part.encoder is None or part.module is None or is_peft(part.module):
-        return []
-    adapters = adapter_weights(part.module)
-    return [name for name, _ in trainable] if all(id(parameter) in adapters for _, parameter in trainable) else []
-
-
-def _cells(part: PartReport) -> tuple[str, ...]:
-    numbers = (part.parameters, part.trainable, part.with_gradient, part.zero_gradient)
-    return (part.name, *(f"{number:,}" for number in numbers), "" if part.runs is None else str(part.runs))
+def _cells(part: PartReport) -> list[str]:
+    return ["" if one is None else one if isinstance(one, str) else f"{one:,}" for one in astuple(part)]

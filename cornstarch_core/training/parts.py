@@ -1,17 +1,16 @@
-"""The parts of a model that train, or don't, each by itself."""
+"""The parts of a model, which train or are frozen one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
-from .._hf import unwrap
-from ..encoder import ModalEncoderModule
+from .._hf.peft import unwrap
 from ..model import MultimodalModel
+from ..modeling.encoder import ModalEncoderModule
 
-__all__ = ["Part", "parts_of"]
+__all__ = ["Part", "multimodal_model", "parts_of"]
 
 
 @dataclass(frozen=True)
@@ -20,22 +19,24 @@ class Part:
 
     Args:
         name: ``"language_model"``, ``"<key>.module"``, ``"<key>.projector"`` or ``"<key>.callbacks"``.
-        parameters: its own, by their names in it; one that two parts share is the first one's.
-        module: what they are in; ``None`` for ready-made embeddings.
-        encoder: which it belongs to; ``None`` for the language model.
+        parameters: its own, by their names in it; one that two parts share belongs to the first.
+        module: holds the parameters; ``None`` for ready-made embeddings.
+        encoder: the encoder that the part belongs to; ``None`` for the language model.
     """
 
     name: str
-    parameters: list[tuple[str, nn.Parameter]]
+    parameters: dict[str, nn.Parameter]
     module: nn.Module | None = None
     encoder: ModalEncoderModule | None = None
 
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that are not frozen."""
+        return {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
 
-def parts_of(model: nn.Module) -> Iterator[Part]:
-    """Every part, in the order of the encoders, the language model last; those without parameters but for encoders.
 
-    Args:
-        model: a :class:`~cornstarch_core.MultimodalModel`, wrapped by PEFT or not.
+def multimodal_model(model: nn.Module) -> MultimodalModel:
+    """The :class:`~cornstarch_core.MultimodalModel` that ``model`` is, or that PEFT wraps.
 
     Raises:
         TypeError: it is of another kind.
@@ -43,16 +44,29 @@ def parts_of(model: nn.Module) -> Iterator[Part]:
     mllm = unwrap(model)
     if not isinstance(mllm, MultimodalModel):
         raise TypeError(f"expected a MultimodalModel, not {type(mllm).__name__}.")
-    seen: set[int] = set()
+    return mllm
 
-    def new(module: nn.Module | None) -> list[tuple[str, nn.Parameter]]:
-        named = [] if module is None else [(n, p) for n, p in module.named_parameters() if id(p) not in seen]
-        seen.update(id(parameter) for _, parameter in named)
-        return named
 
+def parts_of(model: nn.Module) -> dict[str, Part]:
+    """Every part by its name, the language model last; parts without parameters are left out, except encoders.
+
+    Args:
+        model: a :class:`~cornstarch_core.MultimodalModel`, wrapped by PEFT or not.
+
+    Raises:
+        TypeError: it is of another kind.
+    """
+    mllm = multimodal_model(model)
+    places: list[tuple[str, nn.Module | None, ModalEncoderModule | None]] = []
     for key, encoder in mllm.encoders.items():
-        for what, module in (("module", encoder.module), ("projector", encoder.projector), ("callbacks", encoder)):
-            named = new(module)
-            if named or what == "module":
-                yield Part(f"{key}.{what}", named, module, encoder)
-    yield Part("language_model", new(mllm.language_model), mllm.language_model)
+        children = {"module": encoder.module, "projector": encoder.projector, "callbacks": encoder}
+        places += [(f"{key}.{what}", child, encoder) for what, child in children.items()]
+    found: dict[str, Part] = {}
+    seen: set[int] = set()
+    for name, module, owner in [*places, ("language_model", mllm.language_model, None)]:
+        named = module.named_parameters() if module is not None else ()
+        own = {inner: parameter for inner, parameter in named if id(parameter) not in seen}
+        seen.update(map(id, own.values()))
+        if own or not name.endswith((".projector", ".callbacks")):
+            found[name] = Part(name, own, module, owner)
+    return found

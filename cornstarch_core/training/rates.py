@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -22,11 +22,11 @@ def parameter_groups(model: nn.Module, lr: Mapping[str, float], weight_decay: fl
         weight_decay: for matrices; biases, norms and other vectors get none.
 
     Returns:
-        One or two groups a part, with ``params``, ``lr``, ``weight_decay`` and ``name``. Only what is trainable is in
-        them, each parameter once.
+        One or two groups a part, with ``params``, ``lr``, ``weight_decay`` and ``name``. They hold only trainable
+        parameters, each once.
 
     Raises:
-        ValueError: a part is unknown, or frozen; or something trainable has no learning rate.
+        ValueError: a part is unknown or frozen, or a trainable part has no learning rate.
 
     Example:
         >>> import torch
@@ -43,28 +43,27 @@ def parameter_groups(model: nn.Module, lr: Mapping[str, float], weight_decay: fl
         [('vision.projector', 0.001), ('language_model', 2e-05)]
         >>> optimizer = torch.optim.AdamW(groups)
     """
-    parts = {part.name: part for part in parts_of(model)}
-    keys = {name.partition(".")[0] for name in parts}
-    unknown = sorted(lr.keys() - parts.keys() - keys)
-    if unknown:
-        raise ValueError(f"lr= names {', '.join(unknown)}; choose from {', '.join(sorted({*parts, *keys}))}.")
-    rates = {name: lr.get(name, lr.get(name.partition(".")[0])) for name in parts}
-    trainable = {name: [p for _, p in part.parameters if p.requires_grad] for name, part in parts.items()}
-    for name, parameters in trainable.items():
-        if parameters and rates[name] is None:
+    parts = parts_of(model)
+    keys = {name: name.partition(".")[0] for name in parts}
+    known = {*parts, *keys.values()}
+    if unknown := sorted(lr.keys() - known):
+        raise ValueError(f"lr= names {', '.join(unknown)}; choose from {', '.join(sorted(known))}.")
+    groups: list[dict[str, Any]] = []
+    used: set[str] = set()
+    for name, part in parts.items():
+        trainable = part.trainable.values()
+        if not trainable:
+            continue
+        if name not in lr and keys[name] not in lr:
             raise ValueError(
-                f"{name} is trainable, but lr= has no learning rate for it, only for {', '.join(lr)}. Give it one, or "
-                "freeze it with set_trainable."
+                f"{name} is trainable, but lr= has no learning rate for it; see set_trainable to freeze it."
             )
-    for name in lr:
-        if not any(trainable[part] for part in parts if part == name or part.partition(".")[0] == name):
-            raise ValueError(f"lr= has a learning rate for {name}, but all of it is frozen. See set_trainable.")
-    return [group for name in parts for group in _split(name, trainable[name], rates[name], weight_decay)]
-
-
-def _split(name: str, parameters: list[Any], rate: float | None, weight_decay: float) -> Iterator[dict[str, Any]]:
-    matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
-    vectors = [parameter for parameter in parameters if parameter.dim() < 2]
-    for group, decay in ((matrices, weight_decay), (vectors, 0.0)):
-        if group:
-            yield {"params": group, "lr": rate, "weight_decay": decay, "name": name}
+        used |= {name, keys[name]}
+        rate = lr.get(name, lr.get(keys[name]))
+        matrices, vectors = [p for p in trainable if p.dim() >= 2], [p for p in trainable if p.dim() < 2]
+        for params, decay in ((matrices, weight_decay), (vectors, 0.0)):
+            if params:
+                groups.append({"params": params, "lr": rate, "weight_decay": decay, "name": name})
+    if frozen := [name for name in lr if name not in used]:
+        raise ValueError(f"lr= has a learning rate for {frozen[0]}, but all of it is frozen. See set_trainable.")
+    return groups

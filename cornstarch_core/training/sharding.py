@@ -1,4 +1,4 @@
-"""What to shard by itself, without knowing what is inside the parts."""
+"""The modules to shard one by one, without knowing what is inside the parts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from .._hf import unwrap
-from .parts import parts_of
+from .parts import multimodal_model, parts_of
 
 __all__ = ["sharding_units"]
 
@@ -15,13 +14,13 @@ __all__ = ["sharding_units"]
 def sharding_units(model: nn.Module, replicate: Iterable[str] = ()) -> list[nn.Module]:
     """The modules to call ``fully_shard`` on, in this order, before calling it on the whole model.
 
-    They are the blocks that the parts declare (``_no_split_modules`` of transformers' models), also inside PEFT; those
-    of encoders that run differently often for different batches are left out, and go with the whole.
+    They are the blocks that the parts declare (``_no_split_modules`` of transformers' models), also inside PEFT. The
+    blocks of encoders whose number of calls depends on the batch are left out; they are sharded with the whole model.
 
     Args:
         model: a :class:`~cornstarch_core.MultimodalModel`, wrapped by PEFT or not.
-        replicate: parts to leave whole on every rank, such as ``["vision.module"]`` for a frozen tower. Tell the last
-            call, too: ``ignored_params=set(mllm.vision_encoder.module.parameters())``.
+        replicate: parts to leave whole on every rank, such as ``["vision.module"]`` for a frozen encoder. Pass their
+            parameters to the last call, too: ``ignored_params=set(mllm.vision_encoder.module.parameters())``.
 
     Raises:
         TypeError: ``model`` is of another kind.
@@ -34,21 +33,16 @@ def sharding_units(model: nn.Module, replicate: Iterable[str] = ()) -> list[nn.M
                 fully_shard(unit, mesh=mesh)
             fully_shard(mllm, mesh=mesh)
     """
-    parts = {part.name: part for part in parts_of(model)}
-    unknown = sorted(set(replicate) - parts.keys())
-    if unknown:
+    mllm, parts, replicate = multimodal_model(model), parts_of(model), set(replicate)
+    if unknown := sorted(replicate - parts.keys()):
         raise ValueError(f"replicate= names {', '.join(unknown)}; choose from {', '.join(parts)}.")
-    training = sorted(name for name in replicate if any(p.requires_grad for _, p in parts[name].parameters))
-    if training:
+    if training := sorted(name for name in replicate if parts[name].trainable):
         raise ValueError(
             f"replicate= names {', '.join(training)}, which trains: its gradients would differ between ranks. Freeze "
-            "it with set_trainable, or shard it."
+            "it, or shard it."
         )
-    names = unwrap(model)._no_split_modules
-    left_out: set[nn.Module] = set()
-    for part in parts.values():
-        varies = part.name.endswith(".module") and part.encoder is not None and part.encoder.modal_callbacks.calls_vary
-        if part.module is not None and (varies or part.name in replicate):
-            left_out |= set(part.module.modules())
-    units = [module for module in model.modules() if type(module).__name__ in names and module not in left_out]
-    return units[::-1]  # inner ones first
+    whole = [encoder.module for encoder in mllm.encoders.values() if encoder.callbacks.data_dependent_calls]
+    whole += [parts[name].module for name in replicate]
+    left_out = {module for part in whole if part is not None for module in part.modules()}
+    blocks = [module for module in model.modules() if type(module).__name__ in (mllm._no_split_modules or ())]
+    return [block for block in reversed(blocks) if block not in left_out]  # inner ones first

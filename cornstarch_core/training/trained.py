@@ -1,14 +1,15 @@
-"""A checkpoint of what was trained and nothing else: projectors, callbacks' parameters, adapters. The rest is its base.
+"""Checkpoints of what was trained and nothing else: projectors, callbacks' parameters and adapters.
 
-The base is known by a digest of its weights, so that what was trained can't be put onto another one by mistake.
+Everything else is the base. A digest of its weights identifies it, so that nothing is loaded onto another base.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,22 +18,26 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file
 
-from .. import adapters
-from .._hf import is_peft, unwrap
-from ..description import describe
+from .._hf.peft import is_peft, unwrap
+from ..config import read_record
 from ..errors import CheckpointError
-from ..folders import replaced_folder
 from ..model import MultimodalModel
 from ..plugins import registry
+from ..saving import adapters
+from ..saving.atomic import replaced_folder
+from ..saving.describe import describe
+from ..saving.load import FolderName
+from .parts import multimodal_model
 
 __all__ = ["load_trained", "save_trained"]
 
 RECORD, TENSORS = "trained.json", "trained.safetensors"
 _FORMAT = 1
+Tensors = dict[str, torch.Tensor]
 
 
-def save_trained(model: MultimodalModel, folder: Any, *, is_main_process: bool = True) -> None:
-    """Save what is trainable, and PEFT adapters, with a record of the base that they belong to.
+def save_trained(model: MultimodalModel, folder: FolderName, *, is_main_process: bool = True) -> None:
+    """Save the trainable weights and the PEFT adapters, with a record of the base that they belong to.
 
     Args:
         model: with at least one trainable weight. Sharded weights are gathered: then every rank has to call this.
@@ -40,8 +45,8 @@ def save_trained(model: MultimodalModel, folder: Any, *, is_main_process: bool =
         is_main_process: whether this process writes.
 
     Raises:
-        CheckpointError: nothing is trainable, or adapters could not be built again; says the way out.
-        TypeError: ``model`` is of another kind, or wrapped by PEFT as a whole, which saves by its own method.
+        CheckpointError: nothing is trainable, or the adapters could not be built again; says what to do instead.
+        TypeError: ``model`` is of another kind, or PEFT wraps it as a whole; then PEFT's own method saves it.
 
     Example:
         The first stage of LLaVA leaves a projector of some megabytes::
@@ -51,79 +56,98 @@ def save_trained(model: MultimodalModel, folder: Any, *, is_main_process: bool =
             save_trained(mllm, "runs/projector")
             load_trained(the_same_parts_composed_again, "runs/projector")
     """
-    _check(model)
+    _check_type(model)
     adapters.check_savable(model)
+    describe(model)
+    tensors = _trained_tensors(model)
+    if not tensors:
+        raise CheckpointError("nothing in this model is trainable; see set_trainable, or save it with save_pretrained.")
+    record = TrainedRecord(_FORMAT, {}, {}, model.config.modality_token_ids, model.config.plugins)
     for part, module in _modules(model).items():
         adapters.check_base_untouched(module, part)
-    describe(model)
-    tensors = {name: _whole(tensor).clone().contiguous() for name, tensor in _trained(model).items()}
-    if not tensors:
-        raise CheckpointError(
-            "nothing in this model is trainable, so there is nothing to save; see set_trainable. All of it is saved by "
-            "save_pretrained."
-        )
-    record = {
-        "format": _FORMAT,
-        "base": {part: _describe_base(module, tensors, part) for part, module in _modules(model).items()},
-        "adapters": {part: adapters.describe(module) for part, module in _modules(model).items()},
-        "token_ids": model.config.modality_token_ids,
-        "plugins": model.config.plugins,
-    }
-    if not is_main_process:
-        return
-    with replaced_folder(folder, stale={RECORD, TENSORS}.__contains__) as staging:
-        save_file(tensors, staging / TENSORS, metadata={"format": "pt"})
-        (staging / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        inner = unwrap(module)
+        record.base[part] = {
+            "class": type(inner).__name__,
+            "name": getattr(getattr(inner, "config", None), "name_or_path", "") or None,
+            "digest": _digest_base(module, _of(part, tensors)),
+        }
+        record.adapters[part] = adapters.describe(module)
+    if is_main_process:
+        with replaced_folder(folder, stale={RECORD, TENSORS}.__contains__) as staging:
+            save_file(tensors, staging / TENSORS, metadata={"format": "pt"})
+            (staging / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n")
 
 
-def load_trained(model: MultimodalModel, folder: Any, *, check_base: bool = True) -> MultimodalModel:
-    """Put what :func:`save_trained` wrote onto its base.
+def load_trained(model: MultimodalModel, folder: FolderName, *, check_base: bool = True) -> MultimodalModel:
+    """Load what :func:`save_trained` saved onto its base.
 
     Args:
-        model: composed of the parts that it was trained with. Parts get the adapters that are in the checkpoint, unless
-            they have been wrapped alike already. Nothing is changed if something does not fit.
-        folder: a folder or a hub name.
-        check_base: whether to hold the base against the record, which reads all of its weights once. Its precision does
-            not matter: weights count as bfloat16.
+        model: composed of the parts that it was trained with. Its parts get the adapters of the checkpoint, unless they
+            are wrapped in the same way already. Nothing changes if something does not fit.
+        folder: a folder or a name on the hub.
+        check_base: whether to compare the base with the record, which reads all of its weights once. The precision of
+            the base does not matter: weights are compared in bfloat16.
 
     Returns:
-        ``model``. What trains is as it was, and of new adapters those that were active.
+        ``model``. The same weights are trainable as before; of new adapters, those that were active.
 
     Raises:
-        CheckpointError: the base is another one, and where; or this is no such checkpoint, or a damaged one.
+        CheckpointError: the base differs, and in which part; or the checkpoint is missing or damaged.
         MissingPluginError: a plugin that made the model is missing; says what to install.
         TypeError: ``model`` is of another kind.
     """
-    _check(model)
-    record, tensors = _read(folder)
-    registry().check_record(record["plugins"])
-    modules = _modules(model)
-    if record["base"].keys() != modules.keys() or not record["token_ids"].keys() <= model.encoders.keys():
+    _check_type(model)
+    saved = _read(folder)
+    registry().check_record(saved.record.plugins)
+    modules, token_ids = _modules(model), saved.record.token_ids
+    if saved.record.base.keys() != modules.keys() or not token_ids.keys() <= model.encoders.keys():
         raise CheckpointError(
-            f"{folder} was trained on a model of {', '.join(record['base'])}; this one is of {', '.join(modules)}."
+            f"{folder} was trained on a model of {', '.join(saved.record.base)}; this one is of {', '.join(modules)}."
         )
     for part, module in modules.items():
-        _check_adapters(folder, part, module, record, tensors)
-        _check_fits(folder, part, module, record, tensors)
-        if check_base:
-            _check_base(folder, part, module, record, tensors)
-    with _attached(model, record["adapters"], tensors):
-        _check_places(folder, model, tensors)
-    model.load_state_dict(tensors, strict=False)
-    for key, token_id in record["token_ids"].items():
-        if key not in model.config.modality_token_ids:
-            model.set_modality_token_ids({key: token_id})
+        saved.check_part(part, module, check_base)
+    saved.attach_adapters(model)
+    model.load_state_dict(saved.tensors, strict=False)
+    model.set_modality_token_ids({**token_ids, **model.config.modality_token_ids})
     return model
 
 
-def _check(model: Any) -> None:
+@dataclass(frozen=True)
+class TrainedRecord:
+    """What ``trained.json`` holds.
+
+    Args:
+        format: version of the file format.
+        base: of each part, the digest of the weights that did not train, and for messages its class and name.
+        adapters: of each part, as :func:`cornstarch_core.saving.adapters.describe` describes them.
+        token_ids: placeholder token id of each modality.
+        plugins: which plugins made the model.
+
+    Raises:
+        ValueError: an entry is not what :func:`save_trained` writes.
+    """
+
+    format: int
+    base: dict[str, dict[str, Any]]
+    adapters: dict[str, dict[str, Any] | None]
+    token_ids: dict[str, int]
+    plugins: list[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        digests = [isinstance(one, dict) and isinstance(one.get("digest"), str) for one in self.base.values()]
+        configs = [one is None or (isinstance(one, dict) and one.get("configs")) for one in self.adapters.values()]
+        numbers = [type(token_id) is int for token_id in self.token_ids.values()]
+        if self.adapters.keys() != self.base.keys() or not all([*digests, *configs, *numbers]):
+            raise ValueError(f"{RECORD} has entries that save_trained does not write")
+
+
+def _check_type(model: nn.Module) -> None:
     if is_peft(model):
         raise TypeError(
-            "this model is wrapped by PEFT as a whole; its own save_pretrained and PeftModel.from_pretrained save and "
-            "load the adapters, and with them what modules_to_save=['projector'] names."
+            "PEFT wraps this model as a whole: its own save_pretrained and PeftModel.from_pretrained save and load the "
+            "adapters, and the projectors if modules_to_save=['projector']."
         )
-    if not isinstance(model, MultimodalModel):
-        raise TypeError(f"expected a MultimodalModel, not {type(model).__name__}.")
+    multimodal_model(model)
 
 
 # --- what belongs to what ---------------------------------------------------------------------------------------------
@@ -131,15 +155,14 @@ def _check(model: Any) -> None:
 
 def _modules(model: MultimodalModel) -> dict[str, nn.Module]:
     """The parts by the names that they have in the state dict."""
-    found = {}
+    found: dict[str, nn.Module] = {}
     for key, encoder in model.encoders.items():
-        children = (name for name, _ in encoder.named_children())
-        found.update({f"{key}_encoder.{name}": encoder.get_submodule(name) for name in children})
+        found |= {f"{key}_encoder.{name}": child for name, child in encoder.named_children()}
     return {**found, "language_model": model.language_model}
 
 
-def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Trainable weights, with the buffers beside them, such as a batch norm's, and adapters; each once."""
+def _trained_tensors(model: nn.Module) -> Tensors:
+    """Trainable weights, the buffers beside them, such as a batch norm's, and adapters; each once, on the host."""
     kept = adapters.adapter_weights(model)
     for module in model.modules():
         if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
@@ -148,37 +171,27 @@ def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.requires_grad or id(tensor) in kept:
             found.setdefault(id(tensor), (name, tensor))
-    return dict(found.values())
+    return {name: _whole(tensor).clone().contiguous() for name, tensor in found.values()}
 
 
-def _base(module: nn.Module, trained: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
-    """The weights of a part that are its base: not trained, and no adapters."""
-    own = {adapters.plain_name(name) for name, _ in _of(part, trained)}
-    return {name: tensor for name, tensor in adapters.base_tensors(module).items() if name not in own}
+def _of(part: str, tensors: Tensors) -> Tensors:
+    """The tensors of one part, by their names in it."""
+    return {name[len(part) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
 
 
-def _of(part: str, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Those of one part, by their names in it."""
-    start = f"{part}."
-    return ((name.removeprefix(start), tensor) for name, tensor in tensors.items() if name.startswith(start))
+def _digest_base(module: nn.Module, trained: Iterable[str]) -> str:
+    """Digest of the names, shapes and values of a part's base: the tensors that neither trained nor are adapters.
 
-
-def _describe_base(module: nn.Module, trained: Mapping[str, torch.Tensor], part: str) -> dict[str, Any]:
-    return {
-        "class": type(unwrap(module)).__name__,
-        "name": getattr(getattr(unwrap(module), "config", None), "name_or_path", "") or None,
-        "digest": _digest(_base(module, trained, part)),
-    }
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Of names, shapes and values; in bfloat16, so that a base is the same in whatever precision it is loaded."""
+    Values count in bfloat16, so that a base has the same digest in whatever precision it is loaded.
+    """
+    left_out = {adapters.plain_name(name) for name in trained}
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        values = _whole(tensors[name])
-        values = values.bfloat16() if values.is_floating_point() else values
-        digest.update(f"{name} {tuple(values.shape)} {values.dtype}\n".encode())
-        digest.update(values.reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    for name, tensor in sorted(adapters.base_tensors(module).items()):
+        if name not in left_out:
+            values = _whole(tensor)
+            values = values.bfloat16() if values.is_floating_point() else values
+            digest.update(f"{name} {tuple(values.shape)} {values.dtype}\n".encode())
+            digest.update(values.reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -191,128 +204,81 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read(folder: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _read(folder: FolderName) -> _Checkpoint:
     try:
-        record_file, tensor_file = (str(cached_file(folder, name)) for name in (RECORD, TENSORS))
+        record_file, tensor_file = (Path(str(cached_file(folder, name))) for name in (RECORD, TENSORS))
     except OSError as error:
         raise CheckpointError(
-            f"{folder} holds nothing that save_trained wrote: no {RECORD} and {TENSORS} ({error}). Whole models are "
-            "loaded by MultimodalModel.from_pretrained."
+            f"{folder} holds nothing that save_trained wrote ({error}). Use from_pretrained for whole models."
         ) from error
     try:
-        with open(record_file) as file:
-            record = json.load(file)
-        tensors = load_file(tensor_file)
-        problem = _damage(record)
+        saved = json.loads(record_file.read_text())
+        if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+            raise ValueError(f"{RECORD} is of another format than {_FORMAT}; a later cornstarch-core may read it")
+        return _Checkpoint(folder, read_record(TrainedRecord, saved, RECORD), load_file(tensor_file))
     except (ValueError, SafetensorError, EOFError) as error:
-        problem = str(error)
-    if problem is not None:
-        raise CheckpointError(f"{folder} is damaged: {problem}. Copy or save it again.")
-    return record, tensors
+        raise CheckpointError(f"{folder} is damaged: {error}. Copy or save it again.") from error
 
 
-def _damage(record: Any) -> str | None:
-    if not isinstance(record, dict) or record.get("format") != _FORMAT:
-        return f"{RECORD} is of another format than {_FORMAT}; it may need a later version of cornstarch-core"
-    for name, kind in (("base", dict), ("adapters", dict), ("token_ids", dict), ("plugins", list)):
-        if not isinstance(record.get(name), kind):
-            return f"{RECORD} lacks {name!r}"
-    if record["adapters"].keys() != record["base"].keys():
-        return f"{RECORD} has adapters of other parts than there are"
-    if not all(one is None or (isinstance(one, dict) and one.get("configs")) for one in record["adapters"].values()):
-        return f"{RECORD} does not describe its adapters"
-    if not all(isinstance(one, dict) and isinstance(one.get("digest"), str) for one in record["base"].values()):
-        return f"{RECORD} has no digest of a part"
-    if not all(type(token_id) is int for token_id in record["token_ids"].values()):
-        return f"{RECORD} has a placeholder that is no number"
-    return None
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What was read from a folder."""
 
+    folder: FolderName
+    record: TrainedRecord
+    tensors: Tensors
 
-def _check_adapters(
-    folder: Any, part: str, module: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
-) -> None:
-    """A part may be wrapped as it was then; or for a next stage, if it was not and nothing of it was trained."""
-    theirs, ours = record["adapters"].get(part), adapters.describe(module)
-    if ours is None or (theirs is None and not any(True for _ in _of(part, tensors))):
-        return
-    if theirs is None or not adapters.alike(ours, theirs):
-        raise CheckpointError(
-            f"{part}: it has adapters that {folder} does not know, or with other settings. Load onto a model without "
-            "them, and wrap it then."
-        )
-
-
-def _check_fits(
-    folder: Any, part: str, module: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
-) -> None:
-    """Every tensor must have its place, those of adapters aside, which have none yet."""
-    places = adapters.base_tensors(module)
-    for name, tensor in _of(part, tensors):
-        place = places.get(adapters.plain_name(name))
-        if place is None and record["adapters"].get(part) is not None:
-            continue
-        if place is None or place.shape != tensor.shape:
-            found = "there is none" if place is None else f"it has the shape {tuple(place.shape)}"
+    def check_part(self, part: str, module: nn.Module, check_base: bool) -> None:
+        """Refuse a part that has other adapters, has no place for a tensor, or is another base."""
+        base, recorded, tensors = self.record.base[part], self.record.adapters[part], _of(part, self.tensors)
+        own = adapters.describe(module)
+        # A part may have the adapters that it was saved with, or new ones for a next stage if nothing of it was saved.
+        if own is not None and (not adapters.alike(own, recorded) if recorded else tensors):
             raise CheckpointError(
-                f"{folder} does not fit this model: {part}.{name} has the shape {tuple(tensor.shape)}, here {found}. "
-                "Compose the model as it was composed when it was trained. Nothing was changed."
+                f"{part}: it has adapters that {self.folder} does not know, or with other settings. Load first, onto a "
+                "model without them, and wrap it afterwards."
+            )
+        places = adapters.base_tensors(module)
+        for name, tensor in tensors.items():
+            # What has no place yet is an adapter's; attach_adapters checks it.
+            place = places.get(adapters.plain_name(name), tensor if recorded else None)
+            if place is None or place.shape != tensor.shape:
+                found = "there is none" if place is None else f"it has the shape {tuple(place.shape)}"
+                raise CheckpointError(
+                    f"{self.folder} does not fit this model: {part}.{name} has the shape {tuple(tensor.shape)}, here "
+                    f"{found}. Compose the model as it was composed for training. Nothing was changed."
+                )
+        if check_base and _digest_base(module, tensors) != base["digest"]:
+            name = f"{base.get('class')} {base.get('name') or ''}".strip()[:200]
+            raise CheckpointError(
+                f"{self.folder} was trained on another {part}: a {name} with other weights. Compose the same model; if "
+                "this part was trained and saved by an earlier stage, load that first. Nothing was changed."
             )
 
-
-def _check_base(
-    folder: Any, part: str, module: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
-) -> None:
-    base = record["base"][part]
-    if _digest(_base(module, tensors, part)) != base["digest"]:
-        name = f"{base.get('class')} {base.get('name') or ''}".strip()[:200]
-        raise CheckpointError(
-            f"{folder} was trained on another {part}: a {name}, whose weights are not those that are here. Compose the "
-            "model of the parts that it was trained with; if this part was itself trained and saved before, load that "
-            "first. Nothing was changed."
-        )
-
-
-@contextmanager
-def _attached(
-    model: MultimodalModel, records: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
-) -> Iterator[None]:
-    """Wrap the parts that were wrapped; unwrap them again if something then goes wrong."""
-    before = {}
-    try:
-        for part, record in records.items():
-            module = model.get_submodule(part)
-            if record is not None and not is_peft(module):
-                before[part] = module
-                _put(model, part, _wrap(module, record, part, tensors))
-        yield
-    except BaseException:
-        for part, module in before.items():
-            wrapped: Any = model.get_submodule(part)
-            _put(model, part, wrapped.unload() if is_peft(wrapped) else module)
-        raise
-
-
-def _wrap(module: nn.Module, record: Any, part: str, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
-    """``module`` with adapters that are as precise as those that were saved."""
-    wrapped = adapters.attach(module, record, part).train(module.training)
-    adapters.freeze_base(wrapped)
-    places = dict(wrapped.named_parameters())
-    for name, saved in _of(part, tensors):
-        if name in places:
-            places[name].data = places[name].data.to(saved.dtype)
-    return wrapped
-
-
-def _put(model: nn.Module, part: str, module: nn.Module) -> None:
-    parent, _, name = part.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
-
-
-def _check_places(folder: Any, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    places = model.state_dict()
-    wrong = [name for name, tensor in tensors.items() if name not in places or places[name].shape != tensor.shape]
-    if wrong:
-        raise CheckpointError(
-            f"{folder} is damaged: {wrong[0]} does not fit the adapters that it describes. Copy or save it again. "
-            "Nothing was changed."
-        )
+    def attach_adapters(self, model: MultimodalModel) -> None:
+        """Wrap the parts that were wrapped; unwrap them again if something goes wrong, or a tensor does not fit."""
+        before: dict[str, nn.Module] = {}
+        try:
+            for part, recorded in self.record.adapters.items():
+                module = model.get_submodule(part)
+                if recorded is not None and not is_peft(module):
+                    before[part] = module
+                    wrapped = adapters.attach(module, recorded, part).train(module.training)
+                    model.set_submodule(part, wrapped)
+                    adapters.freeze_base(wrapped)
+                    tensors = _of(part, self.tensors)
+                    for name, parameter in wrapped.named_parameters():
+                        if name in tensors:  # adapters keep the precision that they were saved in
+                            parameter.data = parameter.data.to(tensors[name].dtype)
+            state = model.state_dict()
+            wrong = [name for name, one in self.tensors.items() if name not in state or state[name].shape != one.shape]
+            if wrong:
+                raise CheckpointError(
+                    f"{self.folder} is damaged: {wrong[0]} does not fit the adapters that it describes. Copy or save "
+                    "it again. Nothing was changed."
+                )
+        except BaseException:
+            for part, module in before.items():
+                wrapped = model.get_submodule(part)
+                model.set_submodule(part, wrapped.unload() if is_peft(wrapped) else module)  # type: ignore[operator]
+            raise

@@ -1,7 +1,7 @@
-"""What a minor version promises, as files: python tests/data/saved.py, once, when that version begins.
+"""Writes the files that all versions of a minor version have to read: python tests/data/saved.py, once for each.
 
-A model, what was trained of one, and the public names with their arguments. All versions of the same minor number must
-read the first two as they are, and keep the third; never make them again to let a test pass.
+The files are a model, its trained weights, and the public names with their arguments. Every version with the same minor
+number must read the first two without changes, and keep the third. Never write them again to make a test pass.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -24,24 +23,25 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 import cornstarch_core
-from cornstarch_core import ModalEncoderModule, MultimodalModel, MultimodalProcessor, errors, specs
+from cornstarch_core import ModalEncoderModule, MultimodalModel, MultimodalProcessor, errors
+from cornstarch_core.plugins.activation import spec_types
 from cornstarch_core.training import save_trained
 
 MINOR = ".".join(cornstarch_core.__version__.split(".")[:2])
 FOLDER = Path(__file__).parent / f"saved-{MINOR}"
-MODULES = ("cornstarch_core", "cornstarch_core.training", "cornstarch_core.families", "cornstarch_core.testing")
+MODULES = ("cornstarch_core", "cornstarch_core.training", "cornstarch_core.interop", "cornstarch_core.testing")
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
 TEXT = ["What is in <vision> and <vision>?", "A dog."]
 
 
 def images() -> list[list[Image.Image]]:
-    """Two pictures for the first text, none for the second."""
+    """Two images for the first text, none for the second."""
     values = np.arange(2 * 20 * 30 * 3).reshape(2, 20, 30, 3)
     return [[Image.fromarray((one % 251).astype(np.uint8)) for one in values], []]
 
 
 def main() -> None:
-    """A tower, a callback, a projector and adapters; its logits beside it."""
+    """Save a model with an encoder, a callback, a projector and adapters, and its logits."""
     torch.manual_seed(0)
     tokenizer = words.tokenizer()
     llama = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **SIZES))
@@ -63,14 +63,18 @@ def main() -> None:
 
 
 def public() -> dict[str, dict]:
-    """What code elsewhere may count on: names with their arguments, bases of errors, and signatures behind targets."""
-    names = [("cornstarch_core.checkpoint", "export_pretrained")]
-    names += [(module, name) for module in MODULES for name in importlib.import_module(module).__all__]
+    """What other code may rely on: names with their arguments, base classes of errors, and methods of interfaces."""
+    names = [(module, name) for module in MODULES for name in importlib.import_module(module).__all__]
     found = {f"{module}.{name}": getattr(importlib.import_module(module), name) for module, name in names}
+    interfaces = [cls.interface for cls in spec_types().values()]
     return {
         "arguments": {name: _arguments(value) for name, value in found.items()},
         "errors": {name: sorted(base.__name__ for base in getattr(errors, name).__mro__) for name in errors.__all__},
-        "targets": dict(re.findall(r"^``(\w+Spec\.\w+)``\s+``([^`]+)``", specs.__doc__ or "", re.MULTILINE)),
+        "interfaces": {
+            f"{cls.__name__}.{name}": [*inspect.signature(method).parameters][1:]  # without self
+            for cls in interfaces
+            for name, method in _methods(cls).items()
+        },
     }
 
 

@@ -1,4 +1,4 @@
-"""Two ranks with different modalities: no hang, and the gradients of a single process with the whole batch."""
+"""Two ranks with different modalities do not hang, and get the gradients of one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from peft import LoraConfig, get_peft_model
 from torch.distributed.fsdp import FSDPModule
 
 from cornstarch_core import ModalCallbacks, ModalEncoderModule, MultimodalModel
-from cornstarch_core.distributed import idle_output, must_run
 from cornstarch_core.errors import CompositionError
+from cornstarch_core.modeling.distributed import dummy_forward, needs_dummy_forward
 from cornstarch_core.training import load_trained, sharding_units
 
-WATCHDOG = 240  # seconds for all mixes; one that hangs is killed, and fails
+WATCHDOG = 240  # seconds for all mixes; a process that hangs is stopped, and the test fails
 
 
 @pytest.mark.parametrize("kind", ranks.MIXES)
 def test_gradients_are_those_of_the_whole_batch(kind, tmp_path):
-    """Whatever the ranks have: all of it, one text only, all text only, one sight and the other sound."""
+    """The gradients are equal if all ranks have media, if one or all have text only, and if their modalities differ."""
     run(kind, tmp_path)
     for mix in ranks.MIXES[kind]:
         model = ranks.compose(kind)
@@ -46,7 +46,7 @@ def test_gradients_are_those_of_the_whole_batch(kind, tmp_path):
 
 
 def _saved_models_are_whole(folder: Path) -> None:
-    """Both the model and what was trained of it, saved by ranks that hold a share each."""
+    """The model and its trained weights, saved by ranks that each hold a shard, give the logits of the unsharded model."""
     logits = torch.load(folder / "logits-0.pt")
     fresh = two_modalities.compose()
     for encoder in fresh.encoders.values():
@@ -58,7 +58,7 @@ def _saved_models_are_whole(folder: Path) -> None:
 
 
 def run(kind: str, folder: Path) -> None:
-    """Both processes, one step for every mix."""
+    """Run one step for each mix in two processes."""
     command = [sys.executable, ranks.__file__, kind, str(folder)]
     processes = [
         subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -72,8 +72,8 @@ def run(kind: str, folder: Path) -> None:
     assert all(process.returncode == 0 for process in processes), "\n".join(text[-3000:] for text in said)
 
 
-def test_blocks_of_an_encoder_that_runs_differently_often_are_not_sharded():
-    """They are no units; whoever shards them all the same is told, instead of waiting for ever."""
+def test_blocks_of_an_encoder_with_data_dependent_calls_are_not_sharded():
+    """sharding_units leaves these blocks out; a model that shards them raises an error instead of waiting for ever."""
     model = two_modalities.compose(two_modalities.wav2vec2)
     units = {type(unit).__name__ for unit in sharding_units(model)}
     assert units == {"CLIPEncoderLayer", "CLIPVisionEmbeddings", "LlamaDecoderLayer"}
@@ -84,8 +84,8 @@ def test_blocks_of_an_encoder_that_runs_differently_often_are_not_sharded():
         model(**batch)
 
 
-def test_the_configs_for_accelerate_are_read_by_it():
-    """The one shards, and leaves frozen towers whole; the other replicates."""
+def test_accelerate_reads_the_example_configs():
+    """fsdp2.yaml shards the model without its frozen encoders, and ddp.yaml replicates it."""
     sharded, replicated = ranks.launched("fsdp2.yaml"), ranks.launched("ddp.yaml")
     assert sharded["ACCELERATE_USE_FSDP"] == "true"
     assert re.fullmatch(sharded["FSDP_IGNORED_MODULES"], "vision_encoder.module")
@@ -94,8 +94,8 @@ def test_the_configs_for_accelerate_are_read_by_it():
     assert replicated["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 
-def test_units_come_from_the_parts_also_through_peft():
-    """A frozen tower may stay whole; one that trains may not."""
+def test_sharding_units_come_from_the_parts_also_with_peft():
+    """Units are found inside PEFT wrappers; replicate= keeps a frozen encoder whole, and refuses one that trains."""
     model = two_modalities.compose()
     model.language_model = get_peft_model(model.language_model, LoraConfig(target_modules=["q_proj"]))
     model.audio_encoder.module = get_peft_model(model.audio_encoder.module, LoraConfig(target_modules=["q_proj"]))
@@ -110,18 +110,18 @@ def test_units_come_from_the_parts_also_through_peft():
         sharding_units(model, replicate=["smell"])
 
 
-def test_one_process_runs_nothing_for_nothing(mllm):
-    """Without other ranks an absent modality costs nothing, and its weights get no gradient."""
+def test_one_process_does_not_run_the_encoder_of_a_missing_modality(mllm):
+    """Without other ranks, the encoder of a missing modality does not run, and its weights get no gradient."""
     mllm.train()
     mllm(**tiny.prompt(0)).loss.backward()
-    assert not must_run(mllm.vision_encoder)
+    assert not needs_dummy_forward(mllm.vision_encoder)
     assert mllm.vision_encoder.runs == 0
     assert mllm.vision_encoder.projector.projection.weight.grad is None
 
 
-def test_the_idle_output_is_a_zero_that_depends_on_every_weight(mllm):
-    """So gradients are zeros, and not missing."""
-    output = idle_output(mllm.vision_encoder)
+def test_the_dummy_forward_gives_a_zero_that_depends_on_every_weight(mllm):
+    """All weights that run get a gradient of zeros from the dummy forward."""
+    output = dummy_forward(mllm.vision_encoder)
     assert output == 0
     output.backward()
     for name, parameter in mllm.vision_encoder.named_parameters():
@@ -130,29 +130,29 @@ def test_the_idle_output_is_a_zero_that_depends_on_every_weight(mllm):
 
 @pytest.mark.parametrize("callbacks", [None, "llava", "llava-next"])
 def test_registered_callbacks_run_on_dummy_inputs(callbacks):
-    """Those of LLaVA-NeXT bring the sizes that they read."""
+    """The dummy forward runs without callbacks and with each registered one; those of LLaVA-NeXT add image sizes."""
     model = MultimodalModel(
         encoders={"vision": ModalEncoderModule(tiny.clip(), callbacks=callbacks)}, language_model=tiny.llama()
     )
-    assert idle_output(model.vision_encoder) == 0
+    assert dummy_forward(model.vision_encoder) == 0
 
 
-def test_ready_made_embeddings_have_dummies_too():
-    """A single token of zeros; and the model can be sent to the processes that train it."""
+def test_ready_made_embeddings_have_dummy_inputs():
+    """The dummy forward runs for an encoder without a module, also in a pickled copy of the model."""
     model = MultimodalModel(encoders={"eeg": ModalEncoderModule(None, hidden_size=32)}, language_model=tiny.llama())
-    assert idle_output(model.eeg_encoder) == 0
-    assert idle_output(pickle.loads(pickle.dumps(model)).eeg_encoder) == 0
+    assert dummy_forward(model.eeg_encoder) == 0
+    assert dummy_forward(pickle.loads(pickle.dumps(model)).eeg_encoder) == 0
 
 
-def test_an_encoder_of_ones_own_says_what_its_dummies_are():
-    """Or the error says how to."""
+def test_an_unregistered_encoder_needs_a_callback_for_dummy_inputs():
+    """Without ModalCallbacks(dummy_inputs=) the error names it; with it the dummy forward runs."""
     encoder = ModalEncoderModule(tiny.ToyEncoder(), hidden_size=32, input_names="signal")
     MultimodalModel(encoders={"eeg": encoder}, language_model=tiny.llama())
     with pytest.raises(
         CompositionError, match=r"eeg: this rank has a batch without any.*ModalCallbacks\(dummy_inputs=f\)"
     ):
-        idle_output(encoder)
+        dummy_forward(encoder)
     callbacks = ModalCallbacks(dummy_inputs=lambda inputs: {"signal": torch.zeros(1, 2, 5)})
     encoder = ModalEncoderModule(tiny.ToyEncoder(), hidden_size=32, input_names="signal", callbacks=callbacks)
     MultimodalModel(encoders={"eeg": encoder}, language_model=tiny.llama())
-    assert idle_output(encoder) == 0
+    assert dummy_forward(encoder) == 0

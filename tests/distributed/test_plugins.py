@@ -1,6 +1,6 @@
-"""Processes that work together see the same plugins; ranks that don't are told, before anything is trained.
+"""Processes that train together must have the same plugins; composing raises an error on ranks that differ.
 
-That ranks with the same plugins compose is what every other test of two ranks begins with.
+All other tests with two ranks show that ranks with the same plugins compose.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from fake_plugins import isolated, sound, write_plugin
 from torch.utils.data import DataLoader, Dataset
 
 import cornstarch_core
-from cornstarch_core import distributed
-from cornstarch_core.distributed import check_plugins
+from cornstarch_core.modeling import distributed
+from cornstarch_core.modeling.distributed import check_plugins
 from cornstarch_core.plugins import registry, reset_registry
 
 RANK = """
@@ -43,7 +43,7 @@ TESTS = str(Path(tiny.__file__).parent)
 
 
 def run_ranks(folder: Path, *paths: list[str]) -> list[str]:
-    """What each of two ranks says that composes a model, with these folders in front of its path."""
+    """Compose a model on each of two ranks, with these folders at the front of its path, and return the printed texts."""
     commands = [[sys.executable, "-c", RANK, str(folder), str(rank), *path, TESTS] for rank, path in enumerate(paths)]
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands
@@ -60,8 +60,8 @@ def run_ranks(folder: Path, *paths: list[str]) -> list[str]:
     return said
 
 
-def test_ranks_with_other_plugins_are_told_which(tmp_path):
-    """The rank that composes second names both versions, and what only one of them has; nobody waits for anybody."""
+def test_ranks_with_different_plugins_get_an_error_that_names_them(tmp_path):
+    """The second rank to compose names both versions and the plugins that one rank lacks, and no rank waits."""
     for rank, version in enumerate(("0.1.0", "0.2.0")):
         write_plugin(tmp_path / f"rank{rank}", "fake-both", sound("a"), version=version)
         write_plugin(tmp_path / f"rank{rank}", f"fake-only-{rank}", sound("b"))
@@ -76,8 +76,8 @@ def test_ranks_with_other_plugins_are_told_which(tmp_path):
     )
 
 
-def test_a_store_that_does_not_answer_is_no_reason_to_stop(monkeypatch):
-    """As when the rank that keeps it has ended; and some backends have none."""
+def test_a_missing_store_or_one_that_fails_raises_no_error(monkeypatch):
+    """The check is skipped if the rank with the store has ended, or if the backend has no store."""
     from torch.distributed import Store, distributed_c10d
 
     monkeypatch.setattr(distributed.distributed, "is_initialized", lambda: True)
@@ -88,14 +88,14 @@ def test_a_store_that_does_not_answer_is_no_reason_to_stop(monkeypatch):
         check_plugins()
 
 
-def test_one_process_has_nobody_to_differ_from(monkeypatch):
-    """Without a process group, nothing is activated and nothing is asked."""
+def test_one_process_does_not_check_its_plugins(monkeypatch):
+    """Without a process group, the check does not call the registry."""
     monkeypatch.setattr(distributed, "registry", lambda: pytest.fail("asked"))
     check_plugins()
 
 
-def test_the_fingerprint_holds_what_models_are_composed_with(tmp_path):
-    """The core and the active plugins, with their versions; not what failed."""
+def test_the_fingerprint_has_the_versions_of_core_and_active_plugins(tmp_path):
+    """The fingerprint maps the core and each active plugin to its version, without plugins that failed to load."""
     with isolated(tmp_path) as site:
         write_plugin(site, "Fake_A", sound("clip"), version="1.2")
         write_plugin(site, "fake-b", "raise RuntimeError")
@@ -103,7 +103,7 @@ def test_the_fingerprint_holds_what_models_are_composed_with(tmp_path):
 
 
 class Fingerprints(Dataset):
-    """Its one item is the fingerprint of the process that fetches it."""
+    """A dataset whose only item is the fingerprint of the process that loads it."""
 
     def __len__(self):
         return 1
@@ -114,7 +114,7 @@ class Fingerprints(Dataset):
 
 @pytest.fixture
 def beside(tmp_path, monkeypatch):
-    """A folder at the front of the path, beside all that is installed; its modules are forgotten afterwards."""
+    """A folder at the front of the path, in addition to installed plugins; its modules are removed afterwards."""
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
     files = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
@@ -125,7 +125,7 @@ def beside(tmp_path, monkeypatch):
 
 
 def test_spawned_workers_of_a_data_loader_see_the_same_plugins(beside, monkeypatch):
-    """Also what was put onto the path at run time, and what the environment leaves out."""
+    """A worker has the plugin that was added to the path at run time, and not the one that the environment disables."""
     write_plugin(beside, "spawned-a", sound("a"))
     write_plugin(beside, "spawned-b", sound("b"))
     monkeypatch.setenv("CORNSTARCH_DISABLE_PLUGINS", "spawned-b")

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 composed out of parts equals Hugging Face's own class for the same weights, to the bit (CPU, float32)."""
+"""LLaVA-1.5, composed of its parts, equals Hugging Face's class with the same weights bit for bit (CPU, float32)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CASES = [
 
 
 def reference(tower: str, strategy: str, layer: int | list[int], seed: int = 0) -> LlavaForConditionalGeneration:
-    """Hugging Face's model with random weights."""
+    """Make Hugging Face's LLaVA with random weights."""
     torch.manual_seed(seed)
     text = {
         "vocab_size": tiny.VOCABULARY + 1,
@@ -44,10 +44,10 @@ def reference(tower: str, strategy: str, layer: int | list[int], seed: int = 0) 
 
 
 def composed(hf: LlavaForConditionalGeneration, tower: str) -> MultimodalModel:
-    """The same weights, composed: the tower, the language model and the projector as they are."""
+    """Compose a model of the vision encoder, the projector and the language model of Hugging Face's model."""
     llm = tiny.llama(**{k: v for k, v in hf.config.text_config.to_dict().items() if k in ("vocab_size", "hidden_size")})
     llm.model, llm.lm_head = hf.model.language_model, hf.lm_head
-    # Hugging Face drops one token under "default", also where the tower has no CLS token.
+    # With "default", Hugging Face drops one token even if the vision encoder has no CLS token.
     drop = 1 if hf.config.vision_feature_select_strategy == "default" else None
     encoder = ModalEncoderModule(
         hf.model.vision_tower,
@@ -65,13 +65,13 @@ def composed(hf: LlavaForConditionalGeneration, tower: str) -> MultimodalModel:
 
 
 def batch(tower: str, strategy: str, *images: int) -> dict:
-    """Prompts with as many placeholders as the tower gives features."""
+    """Make prompts with a placeholder for each feature of the vision encoder."""
     return tiny.prompt(*images, tokens=TOWERS[tower][1] - (strategy == "default"))
 
 
 @pytest.mark.parametrize(("tower", "strategy", "layer"), CASES)
 def test_logits_loss_and_every_gradient_are_equal(tower, strategy, layer):
-    """One forward and backward, several images a sample, padding on the right."""
+    """Logits, loss and gradients are equal for several images in a sample, padded on the right."""
     hf = reference(tower, strategy, layer)
     model = composed(hf, tower)
     inputs, pixels = batch(tower, strategy, 1, 2, 0), tiny.pixels(3)
@@ -88,7 +88,7 @@ def test_logits_loss_and_every_gradient_are_equal(tower, strategy, layer):
     assert torch.equal(our_loss, loss)
     assert our_gradients.keys() <= gradients.keys()
     for name, gradient in gradients.items():
-        # A layer that is not used gets zeros or nothing.
+        # An unused layer has zero gradients in one model and none in the other.
         assert torch.equal(our_gradients.get(name, torch.zeros_like(gradient)), gradient), name
     assert sum(gradient.abs().sum() > 0 for gradient in our_gradients.values()) > 20
 
@@ -96,10 +96,10 @@ def test_logits_loss_and_every_gradient_are_equal(tower, strategy, layer):
 @pytest.mark.parametrize(("tower", "strategy", "layer"), CASES)
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
 def test_generated_ids_are_equal_in_a_left_padded_batch(tower, strategy, layer, how):
-    """Greedy and beam search over prompts of different lengths."""
+    """Greedy and beam search give equal ids for prompts of different lengths."""
     hf = reference(tower, strategy, layer)
     model = composed(hf, tower)
-    # Hugging Face's own beams (5.17) get each other's images where a sample has several.
+    # In transformers 5.17, beams of Hugging Face's class get the wrong images if a sample has several.
     several = 2 if not how or Version(transformers.__version__) >= Version("5.23") else 0
     inputs, pixels = left_padded(batch(tower, strategy, several, 1)), tiny.pixels(several + 1)
     settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, **how}
@@ -108,7 +108,7 @@ def test_generated_ids_are_equal_in_a_left_padded_batch(tower, strategy, layer, 
 
 
 def left_padded(inputs: dict) -> dict:
-    """The padding of each row moved to its left."""
+    """Move the padding of each row to its left."""
     shifts = (inputs["attention_mask"] == 0).sum(1).tolist()
     return {
         name: torch.stack([row.roll(shift) for row, shift in zip(inputs[name], shifts, strict=True)])
@@ -117,8 +117,8 @@ def left_padded(inputs: dict) -> dict:
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_left_padded_batches_generate_what_single_samples_do(tower):
-    """A sample's answer does not depend on what it is batched with."""
+def test_left_padded_batches_generate_the_ids_of_single_samples(tower):
+    """The generated ids of a sample do not depend on the other samples of its batch."""
     model = composed(reference(tower, "full", -2), tower)
     inputs, pixels = left_padded(batch(tower, "full", 2, 1)), tiny.pixels(3)
     settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT composed out of parts equals Hugging Face's own class for the same weights, to the bit (CPU, float32)."""
+"""LLaVA-NeXT, composed of its parts, equals Hugging Face's class with the same weights bit for bit (CPU, float32)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ TEXTS = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
 }
-# Hugging Face's model runs no other strategies: a CLS token, or a patch less, leaves no grid.
+# Hugging Face's model runs no other strategies: with a CLS token or one patch less, the features form no grid.
 TOWERS = {"clip": (CLIPVisionConfig, {}, "default"), "siglip": (SiglipVisionConfig, {"vision_use_head": False}, "full")}
 CASES = [(tower, text, layer) for tower in TOWERS for text in TEXTS for layer in (-2, [-2, -1])]
 NEWLINE = "model.image_newline"
 
 
 def reference(tower: str, text: str, layer: int | list[int] = -2, seed: int = 0) -> LlavaNextForConditionalGeneration:
-    """Hugging Face's model with random weights."""
+    """Make Hugging Face's LLaVA-NeXT with random weights."""
     torch.manual_seed(seed)
     vision_class, options, strategy = TOWERS[tower]
     config = LlavaNextConfig(
@@ -62,7 +62,7 @@ def reference(tower: str, text: str, layer: int | list[int] = -2, seed: int = 0)
 
 
 def composed(hf: LlavaNextForConditionalGeneration, text: str) -> MultimodalModel:
-    """The same weights, composed."""
+    """Compose a model of the parts of Hugging Face's model."""
     with torch.device("meta"):
         llm = TEXTS[text][1](hf.config.text_config)
     llm.model, llm.lm_head = hf.model.language_model, hf.lm_head
@@ -83,7 +83,7 @@ def composed(hf: LlavaNextForConditionalGeneration, text: str) -> MultimodalMode
 
 
 def sizes(seed: int) -> list[list[tuple[int, int]]]:
-    """Sizes of 1 to 3 images for each of two samples; the first two sets hold 1:9 and 9:1."""
+    """Draw sizes of 1 to 3 images for each of two samples; the first two sets have an image of 1:9 and one of 9:1."""
     generator = random.Random(seed)
     found = [
         [(generator.randint(1, 200), generator.randint(1, 200)) for _ in range(generator.randint(1, 3))]
@@ -95,7 +95,7 @@ def sizes(seed: int) -> list[list[tuple[int, int]]]:
 
 
 def batch(model: MultimodalModel, samples: list[list[tuple[int, int]]], seed: int = 3) -> dict:
-    """What Hugging Face's processor would give: padded crops, sizes, and as many placeholders as features."""
+    """Make a batch like Hugging Face's processor: padded crops, sizes, and a placeholder for each feature."""
     flat = [size for images in samples for size in images]
     anyres = model.vision_encoder.postprocess_projector_callback.anyres
     counts = iter(anyres.num_features({"image_sizes": flat}, []))
@@ -115,7 +115,7 @@ def batch(model: MultimodalModel, samples: list[list[tuple[int, int]]], seed: in
 
 
 def left_padded(inputs: dict) -> dict:
-    """The padding of each row moved to its left."""
+    """Move the padding of each row to its left."""
     shifts = (inputs["attention_mask"] == 0).sum(1).tolist()
     moved = {
         name: torch.stack([row.roll(shift) for row, shift in zip(inputs[name], shifts, strict=True)])
@@ -125,7 +125,7 @@ def left_padded(inputs: dict) -> dict:
 
 
 def step(model: torch.nn.Module, hf: LlavaNextForConditionalGeneration, inputs: dict) -> tuple:
-    """Logits, loss and the gradient of every parameter, by Hugging Face's names."""
+    """Run a step; return logits, loss and the gradients of all parameters by Hugging Face's names."""
     for parameter in hf.parameters():
         parameter.grad = None
     labels = inputs["input_ids"].masked_fill((inputs["attention_mask"] == 0) | (inputs["input_ids"] == 100), -100)
@@ -136,7 +136,7 @@ def step(model: torch.nn.Module, hf: LlavaNextForConditionalGeneration, inputs: 
 
 
 def assert_equal_steps(hf: LlavaNextForConditionalGeneration, model: MultimodalModel, inputs: dict) -> None:
-    """Bit-equal, but for the newline: its gradient is summed in another order."""
+    """Assert that a step is equal bit for bit, except the newline's gradient, which is summed in another order."""
     logits, loss, gradients = step(hf, hf, inputs)
     our_logits, our_loss, our_gradients = step(model, hf, inputs)
     assert torch.equal(our_logits, logits)
@@ -146,14 +146,14 @@ def assert_equal_steps(hf: LlavaNextForConditionalGeneration, model: MultimodalM
     assert (our_newline - newline).norm() <= 1e-6 * newline.norm()
     assert newline.norm() > 0
     for name, gradient in gradients.items():
-        # A layer that is not used gets zeros or nothing.
+        # An unused layer has zero gradients in one model and none in the other.
         assert torch.equal(our_gradients.get(name, torch.zeros_like(gradient)), gradient), name
     assert sum(gradient.abs().sum() > 0 for gradient in our_gradients.values()) > 20
 
 
 @pytest.mark.parametrize(("tower", "text", "layer"), CASES)
 def test_logits_loss_and_every_gradient_are_equal(tower, text, layer):
-    """One forward and backward for each kind of tower, text model and layer, one of them with long images."""
+    """A step is equal for each vision encoder, language model and layer, with images of different shapes."""
     hf = reference(tower, text, layer)
     model = composed(hf, text)
     for seed in (0, 2):
@@ -162,16 +162,16 @@ def test_logits_loss_and_every_gradient_are_equal(tower, text, layer):
 
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("seed", range(20))
-def test_they_are_equal_for_images_of_any_sizes(tower, seed):
-    """Twenty sets of sizes, 1 to 3 images a sample."""
+def test_steps_are_equal_for_images_of_any_sizes(tower, seed):
+    """A step is equal for 20 random sets of image sizes, with 1 to 3 images in a sample."""
     hf = reference(tower, "mistral")
     model = composed(hf, "mistral")
     assert_equal_steps(hf, model, batch(model, sizes(seed)))
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_without_padding_and_without_media_they_are_equal_too(tower):
-    """Images of as many crops each, given flat; and a batch of text alone."""
+def test_logits_are_equal_without_padding_and_without_media(tower):
+    """Logits are equal for images with the same number of crops, for flat crops, and for text alone."""
     hf = reference(tower, "llama")
     model = composed(hf, "llama")
     inputs = batch(model, [[(64, 64)], [(50, 60), (64, 64)]])
@@ -185,7 +185,7 @@ def test_without_padding_and_without_media_they_are_equal_too(tower):
 @pytest.mark.parametrize(("tower", "text", "layer"), CASES)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_generated_ids_are_equal(tower, text, layer, side):
-    """Greedily, over prompts of different lengths, padded on either side."""
+    """Greedy search gives equal ids for prompts of different lengths, padded on either side."""
     hf = reference(tower, text, layer)
     model = composed(hf, text)
     inputs = batch(model, [[(90, 30)], [(64, 64), (20, 180)]])
@@ -196,7 +196,7 @@ def test_generated_ids_are_equal(tower, text, layer, side):
 
 @pytest.mark.parametrize(("tower", "strategy"), [("clip", "full"), ("siglip", "default")])
 def test_hugging_faces_model_runs_no_other_strategies(tower, strategy):
-    """A CLS token, or a patch less, leaves no grid. Ours refuses the first, and keeps all of SigLIP's patches."""
+    """Hugging Face's model fails with these strategies. Composing refuses CLIP with CLS, and keeps all patches of SigLIP."""
     hf = reference(tower, "llama")
     ours = composed(hf, "llama")
     inputs = batch(ours, [[(90, 30)]])
@@ -211,8 +211,8 @@ def test_hugging_faces_model_runs_no_other_strategies(tower, strategy):
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_left_padded_batches_generate_what_single_samples_do(tower):
-    """A sample's answer does not depend on what it is batched with."""
+def test_left_padded_batches_generate_the_ids_of_single_samples(tower):
+    """The generated ids of a sample do not depend on the other samples of its batch."""
     model = composed(reference(tower, "mistral"), "mistral")
     samples = [[(90, 30)], [(64, 64), (20, 180)]]
     inputs = left_padded(batch(model, samples))

@@ -1,7 +1,8 @@
-"""Qwen2-Audio read by us equals Hugging Face's own class for the same weights (CPU, float32).
+"""Qwen2-Audio, loaded as a composed model, equals Hugging Face's class with the same weights (CPU, float32).
 
-Its class merges in two ways: expanded placeholders by a scatter, as compared here, and single ones by a path of old, which
-changes the padding as well. Its loss takes no ``num_items_in_batch``: that is compared with the sum over the batch instead.
+Hugging Face's class scatters features to expanded placeholders; the tests compare this path. For single placeholders it has
+a legacy path, which also changes the padding. Its loss ignores ``num_items_in_batch``, so a test compares the composed
+model's loss with a sum over the batch instead.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ CLIPS = [[9000], [sounds.WINDOW, 321, 5000], [700, 12345]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A checkpoint as it is published, with its processor. Not to be written to."""
+    """A checkpoint in the published format, with its processor; tests must not change it."""
     path = tmp_path_factory.mktemp("qwen2_audio")
     sounds.qwen2_audio().save_pretrained(path)
     extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=1)
@@ -30,19 +31,19 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def pair(folder):
-    """Theirs, ours, and our processor."""
+    """Hugging Face's model, the composed model, and the composed model's processor."""
     theirs = Qwen2AudioForConditionalGeneration.from_pretrained(folder).eval()
     ours = MultimodalModel.from_pretrained(folder)
     return theirs, ours, MultimodalProcessor.from_pretrained(folder)
 
 
 def clips(sizes):
-    """Noise of these lengths, another for each."""
+    """Make clips of noise of these lengths; each length has its own noise."""
     return [[sounds.noise(size, seed=size) for size in one] for one in sizes]
 
 
 def flat(batch, extractor, sizes):
-    """A batch of ours in the form that Hugging Face's class takes."""
+    """Convert our batch to the inputs of Hugging Face's class."""
     features = extractor.extractor(
         [one for sample in clips(sizes) for one in sample],
         sampling_rate=sounds.RATE,
@@ -59,7 +60,7 @@ def flat(batch, extractor, sizes):
 
 
 def both(pair, texts=TEXTS, sizes=CLIPS, **options):
-    """``(their batch, our batch)`` for the same samples."""
+    """Make ``(their batch, our batch)`` for the same samples."""
     _, _, processor = pair
     ours = processor(text=texts, audio=clips(sizes), **options)
     return flat(ours, processor.processors["audio"], sizes), ours
@@ -68,7 +69,7 @@ def both(pair, texts=TEXTS, sizes=CLIPS, **options):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_logits_loss_and_every_gradient_are_equal(pair, side, attention):
-    """One to three clips a sample, from the shortest to a whole window, padded on either side."""
+    """Both models agree for one to three clips in a sample, from very short ones to a full window, padded on either side."""
     theirs, ours, _ = pair
     their_batch, our_batch = both(pair, padding_side=side)
     labels = our_batch["input_ids"].masked_fill(our_batch["attention_mask"] == 0, -100)
@@ -100,8 +101,8 @@ def test_logits_loss_and_every_gradient_are_equal(pair, side, attention):
     assert compared == sum(parameter.grad is not None for parameter in gradients.values())
 
 
-def test_flat_inputs_of_hugging_faces_processor_will_do(pair):
-    """By their names, without lists of lengths: the same logits."""
+def test_flat_inputs_of_hugging_faces_processor_are_accepted(pair):
+    """Flat inputs without lists of lengths give the same logits and ids."""
     theirs, ours, _ = pair
     their_batch, our_batch = both(pair)
     with torch.no_grad():
@@ -110,8 +111,8 @@ def test_flat_inputs_of_hugging_faces_processor_will_do(pair):
     assert torch.equal(*generated)
 
 
-def test_the_loss_of_a_share_of_a_batch_counts_all_items(pair):
-    """With ``num_items_in_batch`` it is a sum over the tokens, divided by that number; Hugging Face's class drops it."""
+def test_the_loss_is_divided_by_num_items_in_batch(pair):
+    """The loss is the sum over the tokens divided by ``num_items_in_batch``, which Hugging Face's class ignores."""
     _, ours, _ = pair
     _, batch = both(pair)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
@@ -126,7 +127,7 @@ def test_the_loss_of_a_share_of_a_batch_counts_all_items(pair):
 
 
 def test_greedy_generation_is_equal_alone_and_batched_with_left_padding(pair):
-    """Each sample says the same by itself, in a batch, and in Hugging Face's class."""
+    """Each sample generates the same ids alone, in a padded batch, and with Hugging Face's class."""
     theirs, ours, processor = pair
     their_batch, our_batch = both(pair, padding_side="left")
     batched = ours.generate(**our_batch, max_new_tokens=8, do_sample=False)
@@ -137,8 +138,8 @@ def test_greedy_generation_is_equal_alone_and_batched_with_left_padding(pair):
         assert torch.equal(said[0, -8:], batched[row, -8:])
 
 
-def test_the_processor_expands_and_prepares_as_hugging_faces(pair, folder):
-    """The same ids, the same features."""
+def test_the_processor_gives_the_batch_of_hugging_faces_processor(pair, folder):
+    """The processor gives the ids and the features of Hugging Face's processor."""
     _, _, processor = pair
     theirs = Qwen2AudioProcessor.from_pretrained(folder)
     texts, sizes = TEXTS[:1] * 2, [[9000], [321]]

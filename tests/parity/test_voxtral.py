@@ -1,7 +1,7 @@
-"""Voxtral read by us equals Hugging Face's own class for the same weights (CPU, float32).
+"""Voxtral, loaded as a composed model, equals Hugging Face's class with the same weights (CPU, float32).
 
-Its processor gives audio only with the tokenizer of mistral-common, which is not installed here. What it does to clips needs
-no tokenizer and is compared.
+Hugging Face's processor prepares audio only with the tokenizer of mistral-common, which is not installed here. Its method
+that prepares clips needs no tokenizer, and the tests compare its output.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from transformers import VoxtralForConditionalGeneration, VoxtralProcessor, Whis
 from cornstarch_core import MultimodalModel, MultimodalProcessor
 
 TEXTS = ["[AUDIO] What is it?", "[AUDIO] and [AUDIO], or a cat [AUDIO]?", "A dog and [AUDIO] [AUDIO]"]
-CLIPS = [[9000], [sounds.WINDOW, 321, 40000], [700, 12345]]  # samples; one takes three windows
-TOKENS = 12  # of a window: 48 frames, in fours
+CLIPS = [[9000], [sounds.WINDOW, 321, 40000], [700, 12345]]  # samples; one clip needs three windows
+TOKENS = 12  # tokens of a window: 48 frames, four in each token
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A checkpoint as it is published, with its processor. Not to be written to."""
+    """A checkpoint in the published format, with its processor; tests must not change it."""
     path = tmp_path_factory.mktemp("voxtral")
     sounds.voxtral().save_pretrained(path)
     extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=1)
@@ -30,13 +30,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def pair(folder):
-    """Theirs, ours, and our processor."""
+    """Hugging Face's model, the composed model, and the composed model's processor."""
     theirs = VoxtralForConditionalGeneration.from_pretrained(folder).eval()
     return theirs, MultimodalModel.from_pretrained(folder), MultimodalProcessor.from_pretrained(folder)
 
 
 def their_features(folder, sizes):
-    """What their processor makes of clips: windows, one after another."""
+    """Their processor's features of clips: a row for each window."""
     flat = [clip for sample in sounds.clips(sizes) for clip in sample]
     settings = {"sampling_rate": sounds.RATE, "padding": True, "truncation": False, "return_tensors": "pt"}
     processor = VoxtralProcessor.from_pretrained(folder)
@@ -44,7 +44,7 @@ def their_features(folder, sizes):
 
 
 def both(processor, folder, sizes=CLIPS, **options):
-    """``(their batch, our batch)`` for the same samples."""
+    """Make ``(their batch, our batch)`` for the same samples."""
     ours = processor(text=TEXTS, audio=sounds.clips(sizes), **options)
     return {**sounds.text_of(ours), "input_features": their_features(folder, sizes)}, ours
 
@@ -52,7 +52,7 @@ def both(processor, folder, sizes=CLIPS, **options):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_logits_loss_and_every_gradient_are_equal(pair, folder, side, attention):
-    """One to three clips a sample, from very short ones to one of three windows, padded on either side."""
+    """Both models agree for one to three clips in a sample, from very short ones to three windows, padded on either side."""
     theirs, ours, processor = pair
     their_batch, our_batch = both(processor, folder, padding_side=side)
     labels = sounds.labels_of(our_batch, sounds.VOXTRAL_AUDIO)
@@ -69,8 +69,8 @@ def test_logits_loss_and_every_gradient_are_equal(pair, folder, side, attention)
             torch.testing.assert_close(our_gradient, their_gradient, atol=1e-6, rtol=1e-5, msg=name)
 
 
-def test_the_loss_of_a_share_of_a_batch_is_equal(pair, folder):
-    """With ``num_items_in_batch``, as a trainer that accumulates gradients gives it."""
+def test_the_loss_with_num_items_in_batch_is_equal(pair, folder):
+    """Both models scale the loss by ``num_items_in_batch``, which a trainer passes when it accumulates gradients."""
     theirs, ours, processor = pair
     their_batch, our_batch = both(processor, folder)
     settings = {"labels": sounds.labels_of(our_batch, sounds.VOXTRAL_AUDIO), "num_items_in_batch": 100}
@@ -78,16 +78,16 @@ def test_the_loss_of_a_share_of_a_batch_is_equal(pair, folder):
         assert torch.equal(ours(**our_batch, **settings).loss, theirs(**their_batch, **settings).loss)
 
 
-def test_the_processor_prepares_clips_as_hugging_faces(pair, folder):
-    """The same features, and all tokens of a window, however little of it is sound."""
+def test_the_processor_prepares_clips_like_hugging_faces_processor(pair, folder):
+    """The features are equal, and a partly filled window has as many tokens as a full one."""
     _, _, processor = pair
     batch = processor(text=TEXTS, audio=sounds.clips(CLIPS))
     assert torch.equal(batch["encoder_inputs"]["audio"]["input_features"], their_features(folder, CLIPS))
     assert (batch["input_ids"] == sounds.VOXTRAL_AUDIO).sum(-1).tolist() == [TOKENS, 5 * TOKENS, 2 * TOKENS]
 
 
-def test_flat_inputs_of_hugging_faces_processor_will_do(pair, folder):
-    """By their name, without lists of lengths, a clip of three windows among them: the same logits and words."""
+def test_flat_inputs_of_hugging_faces_processor_are_accepted(pair, folder):
+    """Flat inputs without lists of lengths, also for a clip of three windows, give the same logits and ids."""
     theirs, ours, processor = pair
     batch, _ = both(processor, folder, CLIPS, padding_side="left")
     assert len(batch["input_features"]) == 8
@@ -98,7 +98,7 @@ def test_flat_inputs_of_hugging_faces_processor_will_do(pair, folder):
 
 
 def test_greedy_generation_is_equal_alone_and_batched_with_left_padding(pair, folder):
-    """Each sample says the same by itself, in a batch, and in Hugging Face's class."""
+    """Each sample generates the same ids alone, in a padded batch, and with Hugging Face's class."""
     theirs, ours, processor = pair
     their_batch, our_batch = both(processor, folder, padding_side="left")
     settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}

@@ -10,12 +10,12 @@ from cornstarch_core.processing.spans import (
     ADDED,
     Row,
     Span,
-    add_around,
     covered,
     expand,
     lost_span,
     needed_room,
     stretches,
+    surround,
     truncate,
 )
 
@@ -61,7 +61,7 @@ def test_origin_leads_back_to_the_text(text):
 def test_special_tokens_move_the_spans(text, prefix, suffix):
     """Tokens put around a row shift spans along, and have no origin."""
     row = expand(text[0], TOKENS, text[1])
-    outer = add_around(row, prefix, suffix)
+    outer = surround(row, prefix, suffix)
     assert outer.ids == [*prefix, *row.ids, *suffix]
     assert outer.origin.count(ADDED) == len(prefix) + len(suffix)
     assert [outer.ids[s.start : s.stop] for s in outer.spans] == [row.ids[s.start : s.stop] for s in row.spans]

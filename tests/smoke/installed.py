@@ -1,7 +1,7 @@
-"""Try the installed packages out, outside the checkout: python installed.py with|without PLUGIN FOLDER.
+"""Test the installed packages outside the checkout: python installed.py with|without PLUGIN FOLDER.
 
-The first run composes a model that needs the plugin, runs, saves and loads it, and asks the command line. The second, after
-the plugin was uninstalled, sees it gone, and what loading the saved model says then.
+``with`` composes a model that needs the plugin, runs, saves and loads it, and runs the commands. ``without``, after the
+plugin was uninstalled, checks that the plugin is not found, and that loading the saved model says what to install.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CORNSTARCH = Path(sys.executable).with_name("cornstarch")
 
 
 def ask(*arguments: str) -> str:
-    """What ``cornstarch plugins …`` prints; it must succeed."""
+    """Run ``cornstarch plugins …``, which must succeed, and return what it prints."""
     output = subprocess.run([CORNSTARCH, "plugins", *arguments], check=True, capture_output=True, text=True).stdout
     print(f"$ cornstarch plugins {' '.join(arguments)}\n{output}", end="")
     return output
@@ -35,7 +35,7 @@ SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "
 
 
 def clip():
-    """A tiny CLIP that gives four features, and what it sees."""
+    """A tiny CLIP that gives four features, and its inputs."""
     import torch
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -44,7 +44,7 @@ def clip():
 
 
 def wav2vec2():
-    """A tiny wav2vec 2.0 that gives four features, and what it hears."""
+    """A tiny wav2vec 2.0 that gives four features, and its inputs."""
     import torch
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
@@ -55,7 +55,7 @@ PLUGINS = {
     "cornstarch-vision": (clip, "llava", "pixel_shuffle"),
     "cornstarch-audio": (wav2vec2, "audio", "frame_stack"),
 }
-"""For each plugin an encoder of its own, a callback and a projector type."""
+"""An encoder, a callback and a projector type of each plugin."""
 
 
 def compose(plugin: str):
@@ -75,7 +75,7 @@ def compose(plugin: str):
 
 
 def with_plugin(plugin: str, folder: str) -> None:
-    """Compose, run, save, load; and the command line knows the plugin."""
+    """The model runs, is saved and loaded, and the commands find the plugin."""
     import torch
 
     assert plugin in plugins()
@@ -93,7 +93,7 @@ def with_plugin(plugin: str, folder: str) -> None:
 
 
 def without_plugin(plugin: str, folder: str) -> None:
-    """The plugin is gone, the core works, and loading says what to install."""
+    """The plugin is not found, the core works, and loading says what to install."""
     from cornstarch_core.errors import MissingPluginError
 
     assert plugin not in plugins()

@@ -1,6 +1,6 @@
-"""Look into the packages that were built: python packages.py FOLDER.
+"""Check the files in the packages that were built: python packages.py FOLDER.
 
-Each wheel holds its licence, the marker for type checkers and no tests; the core's packages hold no plugin.
+Each wheel has its licence, the marker for type checkers and no tests. The packages of the core contain no plugin.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ def names_in(package: Path) -> list[str]:
 
 
 def problems(package: Path) -> list[str]:
-    """What is wrong with one package."""
+    """The problems of one package."""
     names = names_in(package)
-    found = [f"holds {name}" for name in names if package.name.startswith("cornstarch_core") and "plugins/" in name]
+    is_core = package.name.startswith("cornstarch_core")
+    found = [f"holds {name}" for name in names if is_core and "plugins/cornstarch-" in name]
     found += [f"lacks {wanted}" for wanted in ("LICENSE", "py.typed") if not any(n.endswith(wanted) for n in names)]
     if package.suffix == ".whl":
         found += [f"holds {name}" for name in names if name.startswith("tests/")]
@@ -31,7 +32,7 @@ def problems(package: Path) -> list[str]:
 
 
 def main(folder: Path) -> int:
-    """Print what was found; 1 if anything is wrong."""
+    """Print the problems; return 1 if there are any."""
     packages = sorted(folder.iterdir())
     kinds = [package.suffix for package in packages]
     if kinds.count(".whl") < 2 or kinds.count(".whl") != kinds.count(".gz"):

@@ -1,8 +1,8 @@
-"""Do to a folder what a page of the documentation says: python tutorial.py PAGE FOLDER [--fewer-than LINES].
+"""Apply the steps of a documentation page to a folder: python tutorial.py PAGE FOLDER [--fewer-than LINES].
 
-A block titled with the name of a file is that file. One in the language ``diff`` changes it: each run of ``-`` lines, which the
-file must hold once as whole lines, gives way to the ``+`` lines below it. Both are lines of the reader's own; blank ones are not counted.
-Needs nothing but Python, so that it can be run in any environment.
+A block whose title is the name of a file is the content of that file. A block in the language ``diff`` changes the file:
+the ``+`` lines replace the ``-`` lines above them, which the file must contain exactly once. Both sorts of blocks count as
+lines that the reader writes, without blank lines. This script needs only Python, so it runs in any environment.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Step:
 
     Args:
         file: its path in the project.
-        code: what stands in the block.
-        is_diff: whether that is a change.
-        start: where in the page the block begins.
+        code: the content of the block.
+        is_diff: whether the block is a change.
+        start: position of the block in the page.
     """
 
     file: str
@@ -34,7 +34,7 @@ class Step:
 
     @property
     def own_lines(self) -> int:
-        """How many lines the reader writes for it."""
+        """The number of lines that the reader writes."""
         lines = re.findall(r"^\+(.*)$", self.code, re.MULTILINE) if self.is_diff else self.code.splitlines()
         return sum(1 for line in lines if line.strip())
 
@@ -42,7 +42,7 @@ class Step:
         """Write the file, or change it.
 
         Raises:
-            ValueError: the lines to change are not there, or more than once; or it is not said which they are.
+            ValueError: the file does not contain the lines to change exactly once, or the block does not name them.
         """
         file = folder / self.file
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -64,23 +64,25 @@ class Step:
 
 
 def steps(page: str) -> list[Step]:
-    """What the reader of a page writes, from top to bottom."""
+    """The steps of a page, from top to bottom."""
     return [Step(m[2], m[3], m[1] == "diff", m.start()) for m in _STEP.finditer(page)]
 
 
 def main() -> None:
-    """Take all steps, and say how many lines they have."""
+    """Apply all steps, and print how many lines they have."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--fewer-than", type=int, metavar="LINES", help="fail if the reader writes so many, or more")
+    parser.add_argument(
+        "--fewer-than", type=int, metavar="LINES", help="fail if the reader writes this many lines or more"
+    )
     arguments = parser.parse_args()
     taken = steps(arguments.page.read_text(encoding="utf-8"))
     for step in taken:
         step.apply(arguments.folder)
         print(f"{'changed' if step.is_diff else 'wrote'} {step.file}: {step.own_lines} lines")
     total = sum(step.own_lines for step in taken)
-    print(f"{total} lines of one's own")
+    print(f"{total} lines in total")
     limit = arguments.fewer_than
     if limit is not None and total >= limit:
         raise SystemExit(f"{arguments.page}: its reader writes {total} lines; there have to be fewer than {limit}.")

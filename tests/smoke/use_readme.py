@@ -1,6 +1,6 @@
-"""A test for the project that ``cornstarch plugins new`` writes: what its README shows works. Copied there as tests/test_use.py.
+"""Tests the README of the project that ``cornstarch plugins new`` writes; copied there as tests/test_use.py.
 
-The small language model lies where the README's would be, on the hub.
+A small local language model replaces the one that the README loads from the hub.
 """
 
 import re
@@ -12,7 +12,7 @@ from cornstarch_core.testing.pieces import tiny_language_model, tiny_tokenizer
 
 
 def test_a_model_trains_and_comes_back(tmp_path, monkeypatch):
-    """All of the encoder gets gradients, the loss falls, and what was saved gives equal logits when it is loaded."""
+    """All weights of the encoder get gradients, the loss falls, and a saved model gives equal logits after loading."""
     (code,) = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     tiny_language_model().save_pretrained("llm")

@@ -1,4 +1,4 @@
-"""The kit on the plugins of this project, and on the one that the documentation teaches, as their authors would run it."""
+"""The kit on the plugins of this project, and on the plugin of the documentation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TestLlavaNext(PluginConformance):
 
 
 def test_none_of_them_changes_auto_mappings():
-    """The check that takes a process with transformers in it."""
+    """The slow check passes for all plugins, in one process."""
     assert ask("changed_mappings", ["cornstarch-vision", "cornstarch-audio", "cornstarch-llava-next"]) == []
 
 
@@ -57,7 +57,7 @@ class Pictures(EncoderConformance):
 
 
 class TestClip(Pictures):
-    """All of its last layer."""
+    """All features of the last layer."""
 
     encoder = "cornstarch-vision/clip"
 
@@ -67,20 +67,20 @@ class TestClip(Pictures):
 
 
 class TestClipWithLlava(TestClip):
-    """An earlier layer, without CLS, by an MLP."""
+    """The features of an earlier layer, without CLS, with an MLP projector."""
 
     callbacks = "llava"
     projection_type = "mlp"
 
 
 class TestClipWithLlavaNext(TestClip):
-    """Any resolution: features differ in number."""
+    """Images of any resolution, which give different numbers of features."""
 
     callbacks = "cornstarch-llava-next/llava-next"
 
 
 class TestClipWithPixelShuffle(TestClip):
-    """A projector that changes how many features there are."""
+    """A projector that changes the number of features."""
 
     callbacks = "llava"
     projection_type = "pixel_shuffle"
@@ -106,11 +106,11 @@ class TestDinov2(Pictures):
         return Dinov2Model(Dinov2Config(**tiny.VISION))
 
 
-# --- sound ------------------------------------------------------------------------------------------------------------
+# --- audio ------------------------------------------------------------------------------------------------------------
 
 
 class Clips(EncoderConformance):
-    """One or two clips of up to two and a half seconds, silence in between."""
+    """One or two clips of up to two and a half seconds."""
 
     callbacks = "audio"
 
@@ -121,7 +121,7 @@ class Clips(EncoderConformance):
 
 
 class TestWhisper(Clips):
-    """Windows of a fixed length, of which the part that holds sound is taken."""
+    """Windows of a fixed length, of which only the part with audio gives features."""
 
     encoder = "cornstarch-audio/whisper"
 
@@ -137,7 +137,7 @@ class TestWhisperWithFrameStack(TestWhisper):
 
 
 class TestWav2Vec2(Clips):
-    """Waveforms of any length, exact under no mask: clips are run apart."""
+    """Waveforms of any length, which are encoded one by one because the encoder has no exact mask."""
 
     encoder = "cornstarch-audio/wav2vec2"
 
@@ -153,7 +153,7 @@ class TestWav2Vec2(Clips):
 
 @pytest.mark.slow
 def test_the_plugin_that_is_written_by_hand_passes_as_pytest_runs_it(tmp_path):
-    """Its test files in a process of their own: the kit is collected through the subclasses, and through nothing else."""
+    """In a separate process, pytest collects the kit only through the subclasses in its test files."""
     for page in PAGES:
         install_from(page, tmp_path)
     out = python([tmp_path], tmp_path, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests")

@@ -1,11 +1,16 @@
-"""A small sound plugin, and the same one with one mistake each: what the kit has to tell apart."""
+"""A small working plugin, and copies of it with one mistake each, which the kit has to find."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
+import pytest
 from fake_plugins import write_plugin
+
+from cornstarch_core.testing import EncoderConformance, PluginConformance
 
 PLUGIN = """\
 from cornstarch_core.hookspecs import hookimpl
@@ -18,13 +23,10 @@ ENCODER = EncoderSpec(
     modality="series",
     classes=(f"{HERE}:ToyEncoder",),
     input_names=("series",),
-    num_tokens=f"{HERE}:num_tokens",
-    dummy_inputs=f"{HERE}:dummy_inputs",
-    hidden_size=f"{HERE}:hidden_size",
-    build=f"{HERE}:build",
+    target=f"{HERE}:Toy",
     processor="series",
 )
-PROCESSOR = ProcessorSpec(name="series", modality="series", build=f"{HERE}:build_processor")
+PROCESSOR = ProcessorSpec(name="series", modality="series", target=f"{HERE}:Series")
 
 
 @hookimpl
@@ -39,6 +41,7 @@ def cornstarch_register_processors():
 
 ENCODER = """\
 import torch
+from cornstarch_core.specs import CallbacksInterface, EncoderInterface, ModalCallbacks, ProcessorInterface
 from torch import nn
 from torch.nn.functional import linear
 
@@ -57,20 +60,18 @@ class ToyEncoder(nn.Module):
         return [self.mix(one.tanh()) * self.config["gain"] for one in embedded]
 
 
-def num_tokens(config, encoder_inputs):
-    return [len(one) // config["patch"] for one in encoder_inputs["series"]]
+class Toy(EncoderInterface):
+    def num_tokens(self, config, encoder_inputs):
+        return [len(one) // config["patch"] for one in encoder_inputs["series"]]
 
+    def dummy_inputs(self, config):
+        return {"series": [torch.zeros(config["patch"])]}
 
-def dummy_inputs(config):
-    return {"series": [torch.zeros(config["patch"])]}
+    def hidden_size(self, config):
+        return config["hidden_size"]
 
-
-def hidden_size(config):
-    return config["hidden_size"]
-
-
-def build(config):
-    return ToyEncoder(config)
+    def build(self, config):
+        return ToyEncoder(config)
 
 
 class ToyProcessor:
@@ -88,8 +89,14 @@ class ToyProcessor:
         return cls(**settings)
 
 
-def build_processor(context, **callback_options):
-    return ToyProcessor(scale=0.5)
+class Series(ProcessorInterface):
+    def build(self, context, **callback_options):
+        return ToyProcessor(scale=0.5)
+
+
+class Callbacks(CallbacksInterface):
+    def build(self, context, **callback_options):
+        return ModalCallbacks()
 """
 
 CONFIG = {"patch": 4, "hidden_size": 12, "gain": 2.0}
@@ -98,7 +105,7 @@ _NO_MASK = '''
 
 @hookimpl
 def cornstarch_model_composed(model):
-    """A kernel that takes no mask."""
+    """Patch the language model with a kernel that takes no mask."""
     from functools import wraps
 
     forward = model.language_model.forward
@@ -114,7 +121,7 @@ _NO_RECORD = '''
 
 @hookimpl
 def cornstarch_model_composed(model):
-    """A config without what this plugin does not know."""
+    """Save a config without entries that this plugin does not know."""
     import json
     from pathlib import Path
 
@@ -134,10 +141,10 @@ class Broken:
     """One mistake.
 
     Args:
-        check: the one check of the kit that it fails.
-        message: a pattern of what was found, and of the fix that is named.
-        old: a part of the sound plugin's code.
-        new: what stands in its place.
+        check: the only check of the kit that fails.
+        message: a pattern for the failure and its fix.
+        old: a part of the working plugin's code.
+        new: the code that replaces it.
     """
 
     check: str
@@ -146,13 +153,18 @@ class Broken:
     new: str
 
 
+def _other(spec: str) -> tuple[str, str]:
+    """Register a second processor, which the encoder does not use."""
+    return "return [PROCESSOR]", f"return [PROCESSOR, {spec}]"
+
+
 _HOOK = "@hookimpl\ndef cornstarch_register_encoders():\n    return [ENCODER]"
 _EMBED = "self.embed(one) for one in cut"
 
 BROKEN = {
     "heavy": Broken(
         "test_importing_it_is_light",
-        r"activating it imports numpy \(.*cornstarch_toy_heavy.py, line 1\).*\n  fix: .*name functions in the specs as",
+        r"activating it imports numpy \(.*cornstarch_toy_heavy.py, line 1\).*\n  fix: .*name classes in the specs as",
         "from cornstarch_core.hookspecs",
         "import numpy\nfrom cornstarch_core.hookspecs",
     ),
@@ -164,9 +176,8 @@ BROKEN = {
     ),
     "misspelt": Broken(
         "test_every_target_resolves",
-        r"ProcessorSpec 'series': wrap: can't import 'cornstarch_toy_misspelt_encoder:wrap'.*\n  fix: Write 'package.mod",
-        'build=f"{HERE}:build_processor")',
-        'build=f"{HERE}:build_processor", wrap=f"{HERE}:wrap")',
+        r"ProcessorSpec 'other': target: can't import 'cornstarch_toy_misspelt_encoder:Serie'.*\n  fix: Name a class",
+        *_other('ProcessorSpec(name="other", modality="series", target=f"{HERE}:Serie")'),
     ),
     "local": Broken(
         "test_specs_can_be_pickled",
@@ -177,7 +188,7 @@ BROKEN = {
     ),
     "registers": Broken(
         "test_auto_mappings_stay_as_they_were",
-        r"changes CONFIG_MAPPING\[cornstarch_toy\] of transformers.*\n  fix: Take calls such as AutoConfig.register out",
+        r"changes CONFIG_MAPPING\[cornstarch_toy\] of transformers.*\n  fix: Remove calls such as AutoConfig.register",
         "class ToyEncoder(",
         "from transformers import AutoConfig, PreTrainedConfig\n\nclass ToyConfig(PreTrainedConfig):\n"
         "    model_type = 'cornstarch_toy'\n\nAutoConfig.register('cornstarch_toy', ToyConfig)\n\nclass ToyEncoder(",
@@ -190,19 +201,19 @@ BROKEN = {
     ),
     "narrow": Broken(
         "test_features_are_as_wide_as_it_says",
-        r"features that enter the projector are 12 wide, expected 4.\n  fix: Make EncoderSpec.hidden_size \(.*\) say 12",
-        'def hidden_size(config):\n    return config["hidden_size"]',
-        'def hidden_size(config):\n    return config["patch"]',
+        r"features that enter the projector are 12 wide, expected 4.\n  fix: Make Toy.hidden_size, by default .* say 12",
+        'return config["hidden_size"]',
+        'return config["patch"]',
     ),
     "miscounts": Broken(
         "test_features_are_as_many_as_were_counted",
-        r"item \d of \d has \d features, but \d are counted.\n  fix: Make EncoderSpec.num_tokens \(.*:num_tokens\) tell",
+        r"item \d of \d has \d features, but \d are counted.\n  fix: Make Toy.num_tokens tell what ToyEncoder.forward",
         'return [len(one) // config["patch"] for',
         'return [-(-len(one) // config["patch"]) for',
     ),
     "hollow": Broken(
         "test_dummy_inputs_are_one_valid_item",
-        r"its dummy inputs, series \(list\), are counted as items with \[0\] f.*\n  fix: Let EncoderSpec.dummy_inputs \(",
+        r"its dummy inputs, series \(list\), are counted as items with \[0\] f.*\n  fix: Let Toy.dummy_inputs return",
         'torch.zeros(config["patch"])',
         'torch.zeros(config["patch"] - 1)',
     ),
@@ -232,7 +243,7 @@ BROKEN = {
     ),
     "undefined": Broken(
         "test_a_batch_without_the_modality_trains",
-        r"on a batch of text alone .* would be NaN or infinite.\n  fix: .*EncoderSpec.dummy_inputs.*an epsilon",
+        r"on a batch of text alone .* would be NaN or infinite.\n  fix: .*Toy.dummy_inputs.*an epsilon",
         _EMBED,
         "self.embed(one / one.std()) for one in cut",
     ),
@@ -244,13 +255,13 @@ BROKEN = {
     ),
     "forgetful": Broken(
         "test_a_saved_model_comes_back_equal",
-        r"comes back with logits that differ.*\n  fix: EncoderSpec.build is \w+:build.*from its config",
+        r"comes back with logits that differ.*\n  fix: .*Toy.build must make the module again from its config",
         "return ToyEncoder(config)",
         'return ToyEncoder({**config, "gain": 1.0})',
     ),
     "unsettled": Broken(
         "test_a_saved_processor_comes_back_equal",
-        r"comes back and makes other series.\n  fix: What ProcessorSpec.build returns .*to_dict and from_dict",
+        r"comes back and makes other series.\n  fix: What the ProcessorSpec's target builds .*to_dict and from_dict",
         'return {"scale": self.scale}',
         "return {}",
     ),
@@ -282,13 +293,31 @@ FURTHER = {
     ),
     "constant": Broken(
         "test_every_target_resolves",
-        r"ProcessorSpec 'series': wrap: 'math:pi' can't be called.\n  fix: Name a function or a class",
-        'build=f"{HERE}:build_processor")',
-        'build=f"{HERE}:build_processor", wrap="math:pi")',
+        r"ProcessorSpec 'other': target: 'math:pi' is not a class.\n  fix: Name a class that inherits from ProcessorInt",
+        *_other('ProcessorSpec(name="other", modality="series", target="math:pi")'),
+    ),
+    "partial": Broken(
+        "test_every_target_resolves",
+        r"ProcessorSpec 'other': target: '\w+:Toy' lacks the methods wrap, prepare of ProcessorInterface.\n  fix: Name",
+        *_other('ProcessorSpec(name="other", modality="series", target=f"{HERE}:Toy")'),
+    ),
+    "elsewhere": Broken(
+        "test_every_target_resolves",
+        r"EncoderSpec 'toy': classes: 'statistics:Fraction' is defined as 'fractions:Fraction'.\n  fix: Name each class by",
+        ':ToyEncoder",)',
+        ':ToyEncoder", "statistics:Fraction")',
+    ),
+    "dangling": Broken(
+        "test_every_target_resolves",
+        r"CallbackSpec 'other': processor: no processor for 'absent'.*\n  fix: Register a ProcessorSpec of that name",
+        "from cornstarch_core.specs import EncoderSpec, ProcessorSpec\n",
+        "from cornstarch_core.specs import CallbackSpec, EncoderSpec, ProcessorSpec\n\n@hookimpl\n"
+        "def cornstarch_register_callbacks():\n"
+        "    return [CallbackSpec(name='other', modality='series', target=f'{HERE}:Callbacks', processor='absent')]\n",
     ),
     "renames": Broken(
         "test_features_are_as_wide_as_it_says",
-        r"can't be prepared and counted: KeyError: 'series' \(\w+_encoder.py, line \d+\).\n  fix: .*what ProcessorSpec.build returns",
+        r"can't be prepared and counted: KeyError: 'series' \(\w+_encoder.py, line \d+\).\n  fix: .*at the ProcessorSpec's target",
         'return {"series": [torch.as',
         'return {"serie": [torch.as',
     ),
@@ -309,7 +338,7 @@ FURTHER = {
     "attributes": Broken(
         "test_features_are_as_wide_as_it_says",
         r"can't be run on what the processor makes, series \(list\): TypeError: .*\n"
-        r"  fix: Let ProcessorSpec.build return something that makes EncoderSpec.input_names \(series\) as forward",
+        r"  fix: Let the ProcessorSpec's target make EncoderSpec.input_names \(series\) as forward",
         "cut = [one[:",
         "cut = [one.values[:",
     ),
@@ -321,7 +350,7 @@ FURTHER = {
     ),
     "tensors": Broken(
         "test_features_are_as_many_as_were_counted",
-        r"counts are not a list of int; a Tensor was found.\n  fix: Let EncoderSpec.num_tokens \(.*\) return plain numbers",
+        r"counts are not a list of int; a Tensor was found.\n  fix: Let Toy.num_tokens return plain numbers",
         'return [len(one) // config["patch"] for',
         'return [torch.tensor(len(one) // config["patch"]) for',
     ),
@@ -333,13 +362,13 @@ FURTHER = {
     ),
     "flat": Broken(
         "test_features_are_as_many_as_were_counted",
-        r"\d items have \d+ features, but \d+ are counted \(\d+.*\).\n  fix: Make EncoderSpec.num_tokens",
+        r"\d items have \d+ features, but \d+ are counted \(\d+.*\).\n  fix: Make Toy.num_tokens",
         'return [self.mix(one.tanh()) * self.config["gain"] for one in embedded]',
         "return torch.cat([self.mix(one)[1:] for one in embedded])",
     ),
     "faulty": Broken(
         "test_dummy_inputs_are_one_valid_item",
-        r"its dummy inputs can't be counted and run: KeyError: 'patches' \(.*\n  fix: Let EncoderSpec.dummy_inputs",
+        r"its dummy inputs can't be counted and run: KeyError: 'patches' \(.*\n  fix: Let Toy.dummy_inputs",
         'torch.zeros(config["patch"])',
         'torch.zeros(config["patches"])',
     ),
@@ -363,8 +392,8 @@ FURTHER = {
     ),
     "unbuilt": Broken(
         "test_a_saved_model_comes_back_equal",
-        r"a saved model can't be loaded: CheckpointError: .*\n  fix: EncoderSpec.build is None",
-        '    build=f"{HERE}:build",\n',
+        r"a saved model can't be loaded: CheckpointError: .*\n  fix: .*Toy.build must make",
+        "    def build(self, config):\n        return ToyEncoder(config)\n",
         "",
     ),
     "particular": Broken(
@@ -387,3 +416,59 @@ def write_toy(folder: Path, name: str, broken: Broken | None = None) -> None:
         plugin, encoder = changed
     write_plugin(folder, f"cornstarch-toy-{name}", plugin)
     (folder / f"{module}_encoder.py").write_text(encoder)
+
+
+# --- running the kit --------------------------------------------------------------------------------------------------
+
+ALL = {**BROKEN, **FURTHER}
+MAPPINGS = "test_auto_mappings_stay_as_they_were"  # starts a process that imports transformers
+
+
+class Toy(EncoderConformance):
+    """The checks of a toy plugin; ``module`` is the name of the module with its encoder."""
+
+    module: str
+
+    def make_module(self):
+        """The toy encoder."""
+        return import_module(self.module).ToyEncoder(CONFIG)
+
+    def make_items(self, rng):
+        """One or two series."""
+        return [rng.normal(size=rng.integers(4, 40)).tolist() for _ in range(rng.integers(1, 3))]
+
+
+def checks_of(name: str) -> tuple[type, type]:
+    """The package's and the encoder's checks of one toy."""
+    package = type("Package", (PluginConformance,), {"distribution": f"cornstarch-toy-{name}"})
+    settings = {"encoder": f"cornstarch-toy-{name}/toy", "module": f"cornstarch_toy_{name}_encoder"}
+    return package, type("Encoder", (Toy,), settings)
+
+
+def run(checks: type, left_out: tuple[str, ...] = ()) -> tuple[dict[str, str], list[str]]:
+    """Run all checks of a class; return those that fail, with their messages, and those that are skipped."""
+    failed, skipped = {}, []
+    for name in (name for name in dir(checks) if name.startswith("test_") and name not in left_out):
+        try:
+            getattr(checks(), name)()
+        except pytest.skip.Exception:
+            skipped.append(name)
+        except pytest.fail.Exception as failure:
+            failed[name] = str(failure)
+    return failed, skipped
+
+
+def toys_that_fail(kind: type) -> list[str]:
+    """The toys whose mistake a check of this class finds."""
+    return [name for name, broken in ALL.items() if broken.check in vars(kind)]
+
+
+def assert_one_check_fails(name: str) -> None:
+    """The check that is meant for a toy fails, with the expected message, and no other check does."""
+    broken = ALL[name]
+    package, encoder = checks_of(name)
+    failed = run(package, () if broken.check == MAPPINGS else (MAPPINGS,))[0] | run(encoder)[0]
+    assert list(failed) == [broken.check], failed
+    message = failed[broken.check]
+    assert message.startswith(f"cornstarch-toy-{name}")
+    assert re.search(broken.message, message), message

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again end as if nothing had happened, to the bit; and what a whole checkpoint is."""
+"""Runs that are killed again and again end bitwise equal to an uninterrupted run; incomplete checkpoints are skipped."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from cornstarch_core.training import last_checkpoint
 
 WATCHDOG = 240  # seconds for one run
 KILLS = ("step:5", "save:6:optimizer.pt", "save:6:trainer_state.json", "save:9:config.json")
-"""In the middle of a step; and of a save: with the optimizer half written, with its last file, with the model's."""
+"""In the middle of a step, and in the middle of writing the optimizer, the last file of a checkpoint, and the model's config."""
 
 
 def run(kind: str, folder: Path, *kill: str) -> subprocess.CompletedProcess:
-    """One process."""
+    """Run the training script in a process."""
     folder.mkdir(exist_ok=True)
     script = Path(__file__).parents[1] / "training_run.py"
     return subprocess.run(
@@ -31,14 +31,14 @@ def run(kind: str, folder: Path, *kill: str) -> subprocess.CompletedProcess:
 
 
 def losses(folder: Path) -> list[tuple[int, str]]:
-    """``(step, loss)`` of every step that was taken, in order; those after the last checkpoint were taken again."""
+    """``(step, loss)`` of every step in order; a resumed run repeats the steps after its checkpoint."""
     return [tuple(json.loads(line)) for line in (folder / "losses.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["trainer", "sft"])
 def test_a_run_that_is_killed_again_and_again_ends_the_same(kind, tmp_path):
-    """kill -9 in a step and in a save: each loss and the last weights equal the uninterrupted run's, bit by bit."""
+    """After kill -9 in a step and in a save, each loss and the last weights are bitwise equal to the uninterrupted run's."""
     pytest.importorskip("datasets")
     if kind == "sft":
         pytest.importorskip("trl")
@@ -59,7 +59,7 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(kind, tmp_path):
 
 
 def make(folder: Path, step: int) -> Path:
-    """A whole checkpoint of one process."""
+    """Write a complete checkpoint of one process."""
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     save_file({"weight": torch.zeros(3)}, path / "model.safetensors")
@@ -69,8 +69,8 @@ def make(folder: Path, step: int) -> Path:
     return path
 
 
-def test_the_newest_whole_checkpoint_is_taken(tmp_path):
-    """By number, not by name; other folders do not count."""
+def test_the_newest_complete_checkpoint_is_taken(tmp_path):
+    """The largest step number counts, not the order of names; other folders are ignored."""
     assert last_checkpoint(tmp_path) is None
     for step in (9, 10, 100):
         make(tmp_path, step)
@@ -89,19 +89,19 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path):
         ("model.safetensors", b"\x50\x00\x00\x00\x00\x00\x00\x00{", "model.safetensors is cut off"),
     ],
 )
-def test_unfinished_ones_are_passed_over_with_a_warning(name, content, problem, tmp_path):
-    """Whichever file is missing or cut off."""
+def test_incomplete_checkpoints_are_skipped_with_a_warning(name, content, problem, tmp_path):
+    """A checkpoint is incomplete if any of its files is missing or cut off."""
     whole, half = make(tmp_path, 3), make(tmp_path, 6)
     (half / name).unlink() if content is None else (half / name).write_bytes(content)
-    with pytest.warns(UserWarning, match=rf"checkpoint-6 can't be gone on from \({problem}\)"):
+    with pytest.warns(UserWarning, match=rf"checkpoint-6 can't be resumed from \({problem}\)"):
         assert last_checkpoint(tmp_path) == str(whole)
     shutil.rmtree(whole)
     with pytest.warns(UserWarning, match="looking for an older one"):
         assert last_checkpoint(tmp_path) is None
 
 
-def test_another_number_of_ranks_goes_on_with_a_warning(tmp_path, monkeypatch):
-    """Nothing is lost; only the random numbers are not those that would have come."""
+def test_another_number_of_ranks_gives_a_warning(tmp_path, monkeypatch):
+    """The checkpoint is taken, but the random numbers differ from those of an uninterrupted run."""
     path = make(tmp_path, 3)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.warns(UserWarning, match="random states of 1 ranks, and this run has 2"):
@@ -115,15 +115,15 @@ def test_another_number_of_ranks_goes_on_with_a_warning(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "problem"), [("optimizer.pt", "no optimizer"), ("model.safetensors", "no weights")])
-def test_a_checkpoint_without_optimizer_or_weights_is_none(name, problem, tmp_path):
-    """As save_only_model leaves them."""
+def test_a_checkpoint_without_optimizer_or_weights_is_skipped(name, problem, tmp_path):
+    """``save_only_model`` leaves checkpoints without an optimizer."""
     (make(tmp_path, 3) / name).unlink()
     with pytest.warns(UserWarning, match=problem):
         assert last_checkpoint(tmp_path) is None
 
 
 def test_checkpoints_of_shards_count(tmp_path):
-    """FSDP leaves folders for both."""
+    """FSDP writes a folder for the weights and one for the optimizer."""
     path = make(tmp_path, 3)
     for name in ("model.safetensors", "optimizer.pt"):
         (path / name).unlink()

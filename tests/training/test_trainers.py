@@ -1,4 +1,4 @@
-"""The trainers of others on a model that sees and hears: without patches, from plain, in-memory and streamed data."""
+"""transformers' Trainer and TRL's SFTTrainer train a model for images and audio, from lists, tables and streams."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ KINDS = ("trainer", "sft")
 
 @pytest.fixture(autouse=True)
 def _quiet():
-    """Deprecations inside the trainers are not ours."""
+    """Ignore the deprecation warnings inside the trainers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def make(kind, folder, **settings):
-    """A trainer that saves nothing."""
+    """A trainer that saves no checkpoints."""
     if kind == "sft":
         pytest.importorskip("trl")
     torch.manual_seed(0)
@@ -38,13 +38,13 @@ def make(kind, folder, **settings):
 
 
 def losses(trainer) -> list[float]:
-    """Of every step."""
+    """The loss of every step."""
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_lowers_the_loss_and_evaluation_tells_it(kind, tmp_path):
-    """Thirty steps; the loss of the samples that it trained on falls, and evaluation without training agrees."""
+def test_training_lowers_the_loss_and_evaluation_shows_it(kind, tmp_path):
+    """After thirty steps, the training loss and the evaluation loss of the same samples are lower."""
     trainer = make(kind, tmp_path, max_steps=30, eval_strategy="steps", eval_steps=15)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -57,14 +57,14 @@ def test_training_lowers_the_loss_and_evaluation_tells_it(kind, tmp_path):
 
 
 def test_both_trainers_count_the_same_loss(tmp_path):
-    """TRL's, which makes no logits, and the model's own; dropout aside, which evaluation leaves out."""
+    """TRL computes the loss without logits; without dropout it equals the model's own loss."""
     one, other = (make(kind, tmp_path).evaluate()["eval_loss"] for kind in KINDS)
     assert one == pytest.approx(other, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulated_steps_are_those_of_one_large_batch(kind, tmp_path):
-    """Micro-batches of unequal numbers of learned tokens; the gradients' norm and the loss of the first step agree."""
+    """Micro-batches with different numbers of learned tokens give the loss and the gradient norm of the whole batch."""
     settings = {"max_steps": 1, "max_grad_norm": 1e9}
     logged = []
     for size, steps in ((4, 1), (2, 2), (1, 4)):
@@ -80,8 +80,8 @@ def test_accumulated_steps_are_those_of_one_large_batch(kind, tmp_path):
         assert norm == pytest.approx(logged[0][1], rel=1e-4)
 
 
-def test_after_training_the_audit_has_nothing_to_say(tmp_path):
-    """The gradients of the last step are looked at before they are cleared."""
+def test_the_audit_finds_no_mistakes_after_training(tmp_path):
+    """A callback audits the gradients of the last step before the trainer clears them."""
     trainer = make("trainer", tmp_path, max_steps=1, per_device_train_batch_size=12, gradient_accumulation_steps=1)
     found = []
 
@@ -96,7 +96,7 @@ def test_after_training_the_audit_has_nothing_to_say(tmp_path):
 
 @pytest.mark.parametrize("form", ["list", "dataset", "streamed"])
 def test_data_in_any_form_makes_the_same_batches(form, tmp_path):
-    """A list, a table of datasets, and a stream of it; absent fields of a table are None."""
+    """A list, a table of ``datasets`` and its stream give the same batch, although absent fields of a table are None."""
     trainer = make("trainer", tmp_path)
     expected = trainer.data_collator(runs.rows())
     table = Dataset.from_list(runs.rows())
@@ -106,20 +106,20 @@ def test_data_in_any_form_makes_the_same_batches(form, tmp_path):
     for name in ("input_ids", "labels", "attention_mask"):
         assert torch.equal(batch[name], expected[name])
     sounds = (one["encoder_inputs"]["audio"]["input_features"] for one in (batch, expected))
-    torch.testing.assert_close(*sounds, atol=1e-5, rtol=1e-4)  # a table holds sound as float64
+    torch.testing.assert_close(*sounds, atol=1e-5, rtol=1e-4)  # a table holds audio as float64
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_streamed_data_set_trains(kind, tmp_path):
-    """As long as max_steps tells where to stop, and batches stay in one piece."""
+    """It needs ``max_steps`` and ``dispatch_batches=False``."""
     trainer = make(kind, tmp_path, max_steps=2, accelerator_config={"dispatch_batches": False})
     trainer.train_dataset = Dataset.from_list(runs.rows()).to_iterable_dataset()
     trainer.train()
     assert len(losses(trainer)) == 2
 
 
-def test_batches_that_accelerate_cuts_up_are_refused(tmp_path):
-    """Of streamed data it takes as many rows of each tensor as there are samples; the error says how to stop it."""
+def test_batches_that_accelerate_splits_are_refused(tmp_path):
+    """accelerate splits the tensors of streamed batches by rows; the error says how to prevent it."""
     trainer = make("trainer", tmp_path, max_steps=2)
     trainer.train_dataset = Dataset.from_list(runs.rows()).to_iterable_dataset()
     # an old accelerate (1.10) refuses by itself: a batch holds lengths, which are no tensors
@@ -128,16 +128,16 @@ def test_batches_that_accelerate_cuts_up_are_refused(tmp_path):
 
 
 def test_activation_checkpointing_changes_no_loss(tmp_path):
-    """Asked for by the trainer, with frozen towers and LoRA."""
+    """The trainer turns it on for a model with frozen encoders and LoRA."""
     plain, checkpointed = (make("trainer", tmp_path, max_steps=2, gradient_checkpointing=on) for on in (False, True))
     for trainer in (plain, checkpointed):
         trainer.train()
     assert losses(plain)[0] == pytest.approx(losses(checkpointed)[0], rel=1e-6)
-    assert losses(plain)[1] == pytest.approx(losses(checkpointed)[1], rel=1e-3)  # Adam makes much of what rounding did
+    assert losses(plain)[1] == pytest.approx(losses(checkpointed)[1], rel=1e-3)  # Adam amplifies rounding errors
 
 
-def test_what_a_trainer_saves_loads_by_itself(tmp_path):
-    """Model and processor, in one folder."""
+def test_what_a_trainer_saves_can_be_loaded(tmp_path):
+    """The folder holds the model and the processor, and the loaded model generates the same tokens."""
     trainer = make("trainer", tmp_path, max_steps=1)
     trainer.train()
     trainer.save_model(tmp_path / "done")
@@ -149,8 +149,8 @@ def test_what_a_trainer_saves_loads_by_itself(tmp_path):
     assert torch.equal(model.generate(**inputs, **settings), trainer.model.eval().generate(**inputs, **settings))
 
 
-def test_pushing_uploads_the_whole_composite(tmp_path, monkeypatch):
-    """What reaches the hub loads again; the hub is a folder here."""
+def test_pushing_uploads_the_model_and_the_processor(tmp_path, monkeypatch):
+    """What is uploaded can be loaded again; a folder stands in for the hub."""
     from transformers.utils import hub
 
     class Folder:
@@ -172,9 +172,9 @@ def test_pushing_uploads_the_whole_composite(tmp_path, monkeypatch):
         pytest.skip("this release of transformers has no hub client to stand in for")
     monkeypatch.setattr(hub, "hf_api", Folder)
     trainer = make("trainer", tmp_path)
-    trainer.model.push_to_hub("me/sight-and-sound")
-    trainer.processing_class.push_to_hub("me/sight-and-sound")
-    model = MultimodalModel.from_pretrained(tmp_path / "me/sight-and-sound")
-    processor = MultimodalProcessor.from_pretrained(tmp_path / "me/sight-and-sound")
+    trainer.model.push_to_hub("me/images-and-audio")
+    trainer.processing_class.push_to_hub("me/images-and-audio")
+    model = MultimodalModel.from_pretrained(tmp_path / "me/images-and-audio")
+    processor = MultimodalProcessor.from_pretrained(tmp_path / "me/images-and-audio")
     inputs = processor(text="<vision> a", images=words.image(0))
     assert torch.equal(model(**inputs).logits, trainer.model.eval()(**inputs).logits)

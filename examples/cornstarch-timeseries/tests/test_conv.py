@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cornstarch_timeseries.conv import SeriesConvConfig, build_encoder, dummy_inputs, num_tokens
+from cornstarch_timeseries.conv import SeriesConv, SeriesConvConfig
 from cornstarch_timeseries.processors import SeriesProcessor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,7 +29,7 @@ def test_counts_are_the_features(conv, lengths, channels, patch, layers):
     with torch.no_grad():
         features = encoder(**inputs)
     assert [tuple(one.shape) for one in features] == [(1 + -(-length // patch), 16) for length in lengths]
-    assert [len(one) for one in features] == num_tokens(encoder.config, inputs)
+    assert [len(one) for one in features] == SeriesConv().num_tokens(encoder.config, inputs)
 
 
 @LIGHT
@@ -79,7 +79,7 @@ def test_gradients_reach_every_weight(conv):
 def test_dummy_inputs_are_one_item(conv):
     """The smallest there is: one step."""
     encoder = conv(channels=3)
-    (features,) = encoder(**dummy_inputs(encoder.config))
+    (features,) = encoder(**SeriesConv().dummy_inputs(encoder.config))
     assert len(features) == 2
     assert features.isfinite().all()
 
@@ -87,7 +87,7 @@ def test_dummy_inputs_are_one_item(conv):
 def test_it_is_built_again_from_plain_data(conv):
     """As a saved model has it: the same tree, and every setting."""
     encoder = conv(channels=2, kernel_size=5, max_steps=9)
-    again = build_encoder(encoder.config.to_dict())
+    again = SeriesConv().build(encoder.config.to_dict())
     again.load_state_dict(encoder.state_dict())
     assert again.config.to_dict() == encoder.config.to_dict()
 

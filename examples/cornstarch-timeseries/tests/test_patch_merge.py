@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cornstarch_timeseries.patch_merge import PatchMergeProjector, num_tokens
+from cornstarch_timeseries.patch_merge import PatchMerge, PatchMergeProjector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ def test_counts_are_the_tokens(count, factor):
     """Of one item, of a batch, of a list of items of different lengths."""
     config = describe(merge_factor=factor)
     projector = MultimodalProjector(config)
-    expected = num_tokens(config, [count, 3])
+    expected = PatchMerge().num_tokens(config, [count, 3])
     assert projector(torch.randn(2, count, 6)).shape == (2, expected[0], 10)
     assert [tuple(one.shape) for one in projector([torch.randn(count, 6), torch.randn(3, 6)])] == [
         (tokens, 10) for tokens in expected
@@ -48,7 +48,7 @@ def test_factors_that_make_no_sense_are_refused(factor):
     with pytest.raises(CompositionError, match=message):
         PatchMergeProjector(config)
     with pytest.raises(CompositionError, match=message):
-        num_tokens(config, [4])
+        PatchMerge().num_tokens(config, [4])
 
 
 def test_a_missing_width_is_refused():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cornstarch_timeseries.patchtst import dummy_inputs, num_tokens, series
+from cornstarch_timeseries.patchtst import PatchTST, SeriesCallbacks
 from cornstarch_timeseries.processors import WindowProcessor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -42,15 +42,16 @@ def test_counts_are_the_tokens(patchtst, patch, stride, more, channels, cls, ite
     inputs = {"past_values": torch.randn(items, patch + more, channels)}
     with torch.no_grad():
         features = encoder(**inputs)[0]
-    assert [len(one) for one in features] == encoder.counter(inputs)
+    assert [len(one) for one in features] == encoder.info.num_tokens(inputs)
 
 
 def test_bare_counts_are_those_of_the_model(patchtst):
     """Without the callback the features are four-dimensional, and as many."""
     module = patchtst(num_input_channels=3)
-    hidden = module(**dummy_inputs(module.config)).last_hidden_state
+    target = PatchTST()
+    hidden = module(**target.dummy_inputs(module.config)).last_hidden_state
     assert hidden.shape == (1, 3, 7, 16)
-    assert num_tokens(module.config, dummy_inputs(module.config)) == [21]
+    assert target.num_tokens(module.config, target.dummy_inputs(module.config)) == [21]
 
 
 @pytest.mark.parametrize("norm", ["batchnorm", "layernorm"])
@@ -101,7 +102,7 @@ def test_bfloat16_keeps_the_shape_of_a_series_far_from_zero(patchtst):
 def test_hiding_patches_is_refused_and_can_be_turned_off(patchtst, tmp_path):
     """As a checkpoint for pretraining says; loaded as the message says, it has the same weights and hides nothing."""
     PatchTSTForPretraining(patchtst().config).save_pretrained(tmp_path)
-    with pytest.raises(CompositionError, match="series: this PatchTST hides patches .* do_mask_input=False"):
+    with pytest.raises(CompositionError, match="series: this PatchTST masks patches .* do_mask_input=False"):
         composed(PatchTSTModel.from_pretrained(tmp_path))
     encoder = composed(PatchTSTModel.from_pretrained(tmp_path, do_mask_input=False))
     inputs = {"past_values": torch.randn(1, 32, 1)}
@@ -115,4 +116,4 @@ def test_what_makes_no_sense_is_refused(patchtst, conv):
         composed(conv())
     context = EncoderContext(key="load", config=patchtst().config, hidden_size=16, text_hidden_size=32)
     with pytest.raises(CompositionError, match="load: channels='mixed'; choose 'apart' or 'joined'"):
-        series(context, channels="mixed")
+        SeriesCallbacks().build(context, channels="mixed")

@@ -19,6 +19,6 @@ def test_names_are_the_documented_ones():
 def test_every_encoder_is_found_by_its_class_and_has_its_blocks_where_its_spec_says(patchtst, conv):
     """The registry knows it by its class; the dotted path leads to as many blocks as the config tells."""
     for module, blocks in ((patchtst(num_hidden_layers=1), 1), (conv(num_layers=3), 3)):
-        provided = registry().find_encoder(module)
-        assert provided.plugin == "cornstarch-timeseries"
-        assert len(module.get_submodule(provided.spec.layers)) == blocks
+        registration = registry().find_encoder(module)
+        assert registration.plugin == "cornstarch-timeseries"
+        assert len(module.get_submodule(registration.spec.layers)) == blocks

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cornstarch_timeseries.processors import SeriesProcessor, WindowProcessor, series_processor, window_processor
+from cornstarch_timeseries.processors import Series, SeriesProcessor, SeriesWindow, WindowProcessor
 
 from cornstarch_core.errors import MediaError
 from cornstarch_core.specs import EncoderContext
@@ -51,7 +51,7 @@ def test_windows_are_stacked():
         (SeriesProcessor(max_steps=8), np.zeros(9), "9 values over time, too long; this encoder takes at most 8"),
         (SeriesProcessor(), np.zeros((9, 2)), r"of shape \(9, 2\), so 2 channels; this encoder takes 1"),
         (WindowProcessor(4, 2), np.zeros(4), r"of shape \(4, 1\), so 1 channels; this encoder takes 2"),
-        (SeriesProcessor(channels=2), np.zeros((2, 9)), "looks turned: give its transpose"),
+        (SeriesProcessor(channels=2), np.zeros((2, 9)), "looks transposed: give its transpose"),
         (SeriesProcessor(), [1.0, float("nan")], "1 of 2 values are NaN"),
     ],
 )
@@ -70,9 +70,9 @@ def test_only_tensors_are_made():
 
 def test_they_are_built_for_an_encoder(patchtst, conv):
     """Sizes are the encoder's; a PatchTST that does not standardise gets its values as they are."""
-    assert vars(series_processor(context(conv(channels=3, max_steps=50)))) == {"channels": 3, "max_steps": 50}
+    assert vars(Series().build(context(conv(channels=3, max_steps=50)))) == {"channels": 3, "max_steps": 50}
     for scaling, scale in (("std", True), ("mean", False), (None, False)):
-        built = window_processor(context(patchtst(num_input_channels=2, scaling=scaling)))
+        built = SeriesWindow().build(context(patchtst(num_input_channels=2, scaling=scaling)))
         assert vars(built) == {"length": 32, "channels": 2, "scale": scale}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cornstarch_audio.extractors import Audio
 from cornstarch_audio.families import ENCODERS
 from torch import nn
 
@@ -69,9 +70,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def resolve(target: str) -> Any:
-    """What a spec's target names."""
-    module, _, name = target.partition(":")
+def resolve(path: str) -> Any:
+    """What ``"package.module:Class"`` names."""
+    module, _, name = path.partition(":")
     return getattr(import_module(module), name)
 
 
@@ -92,12 +93,13 @@ def build(family: str, **changes: Any) -> nn.Module:
 def describe(family: str, model: nn.Module) -> EncoderContext:
     """The context that the core gives plugins for ``model``."""
     spec = SPECS[family]
+    target = resolve(spec.target)()
     return EncoderContext(
         key="audio",
         config=model.config,
-        hidden_size=resolve(str(spec.hidden_size))(model.config),
+        hidden_size=target.hidden_size(model.config),
         text_hidden_size=WIDTH,
-        prefix_tokens=resolve(spec.prefix_tokens)(model.config) if spec.prefix_tokens else 0,
+        prefix_tokens=target.prefix_tokens(model.config),
         layers=spec.layers,
     )
 
@@ -105,7 +107,7 @@ def describe(family: str, model: nn.Module) -> EncoderContext:
 def make_extractor(family: str, model: nn.Module) -> Any:
     """The feature extractor that the plugin builds for ``model``."""
     try:
-        return resolve("cornstarch_audio.extractors:audio_processor")(describe(family, model))
+        return Audio().build(describe(family, model))
     except CompositionError as error:
         if "librosa" in str(error):
             pytest.skip("this transformers needs librosa for Parakeet's feature extractor")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cornstarch_audio.callbacks import audio
+from cornstarch_audio.callbacks import AudioCallbacks
 from cornstarch_audio.families import LENGTHS, WINDOWS
 from peft import LoraConfig, get_peft_model
 
@@ -45,14 +45,14 @@ def test_frames_of_a_window_can_be_kept(tiny, extractor_of, composed, clip):
     module = tiny("voxtral")
     extractor, encoder = extractor_of("voxtral", module), composed(module, callback_options={"keep_padding": True})
     inputs = extractor([clip(100), clip(16000)])  # windows of 0.96 s
-    assert encoder.counter(inputs) == [48, 96]
+    assert encoder.info.num_tokens(inputs) == [48, 96]
     assert [len(one) for one in run(encoder, inputs)] == [48, 96]
 
 
 def test_without_a_window_there_is_nothing_to_keep(tiny, context_of):
     """Refused when the model is composed."""
     with pytest.raises(CompositionError, match="keep_padding=True.*any length"):
-        audio(context_of("wav2vec2", tiny("wav2vec2")), keep_padding=True)
+        AudioCallbacks().build(context_of("wav2vec2", tiny("wav2vec2")), keep_padding=True)
 
 
 def test_patches_come_moment_after_moment(tiny, extractor_of, composed, clip):
@@ -99,11 +99,11 @@ def test_rows_and_lengths_that_do_not_fit_are_refused(tiny, extractor_of, compos
     module = tiny("whisper")
     extractor, encoder = extractor_of("whisper", module), composed(module)
     inputs = extractor([clip(8000), clip(8000)])
-    with pytest.raises(InputError, match="input_features has 1 rows, audio_lengths tells of 2.*re-batched"):
+    with pytest.raises(InputError, match="input_features has 1 rows, audio_lengths is for 2.*re-batched"):
         run(encoder, {**inputs, "input_features": inputs["input_features"][:1]})
     lists_only = {name: inputs[name] for name in (LENGTHS, WINDOWS)}
     with pytest.raises(InputError, match="input_features is missing; got audio_lengths"):
-        encoder.modal_callbacks.preprocess(lists_only)
+        encoder.callbacks.preprocess(lists_only)
 
 
 def test_clips_of_one_length_are_run_together(tiny, extractor_of, composed, clip):
@@ -127,14 +127,14 @@ def test_the_attention_mask_of_qwen2_audio_follows_the_implementation(
     extractor, encoder = extractor_of("qwen2_audio", module), composed(module)
     module.set_attn_implementation(implementation)
     whole, part = extractor([clip(16000)]), extractor([clip(16000), clip(8000)])
-    assert encoder.modal_callbacks.preprocess(whole)["attention_mask"] is None
-    mask = encoder.modal_callbacks.preprocess(part)["attention_mask"]
+    assert encoder.callbacks.preprocess(whole)["attention_mask"] is None
+    mask = encoder.callbacks.preprocess(part)["attention_mask"]
     assert mask.shape == (2, 1, 50, 50)
     assert mask.dtype == (torch.bool if implementation == "sdpa" else torch.float32)
     assert torch.isfinite(run(encoder, part)[1]).all()
 
 
-def test_sound_of_trap_7_changes_with_the_mask(tiny, extractor_of, clip):
+def test_frames_change_without_the_mask(tiny, extractor_of, clip):
     """Without its mask Qwen2-Audio's encoder attends to padding: valid frames differ, so the mask is no luxury."""
     module = tiny("qwen2_audio")
     features = extractor_of("qwen2_audio", module)([clip(8000)])["input_features"]
@@ -154,7 +154,7 @@ def test_a_wrapped_encoder_is_really_run(tiny, extractor_of, composed, clip):
         wrapped = get_peft_model(module, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
         encoder = composed(wrapped.eval())
         after = encoder(**inputs)[0]
-        assert [len(one) for one in after] == encoder.counter(inputs)
+        assert [len(one) for one in after] == encoder.info.num_tokens(inputs)
         assert not torch.equal(after[0], before[0])
         sum(one.sum() for one in after).backward()
         assert all(p.grad is not None for n, p in wrapped.named_parameters() if "lora" in n)
@@ -195,7 +195,7 @@ def test_a_callback_in_place_of_what_makes_the_mask_is_refused(name, tiny, extra
     """Without it an encoder would hear padding, or not know where a clip ends."""
     module = tiny(name)
     encoder = composed(module, preprocess_callback=lambda inputs: inputs)
-    with pytest.raises(CompositionError, match="preprocess_callback stands in place of that of 'audio'"):
+    with pytest.raises(CompositionError, match="preprocess_callback replaces that of 'audio'"):
         run(encoder, extractor_of(name, module)([clip(9000)]))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cornstarch_audio.conv_downsample import ConvDownsampleProjector, num_tokens
+from cornstarch_audio.conv_downsample import ConvDownsample, ConvDownsampleProjector
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,14 +12,9 @@ from cornstarch_core.errors import CompositionError
 
 def describe(**settings):
     """A small config."""
-    return MultimodalProjectorConfig(**{"in_features": 6, "out_features": 10, **settings})
-
-
-class Built(MultimodalProjector):
-    """What the core makes of the registered type."""
-
-    def _build(self):
-        return ConvDownsampleProjector(self.config)
+    return MultimodalProjectorConfig(
+        **{"projection_type": "conv_downsample", "in_features": 6, "out_features": 10, **settings}
+    )
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -69,7 +64,7 @@ def test_count_is_what_comes_out(frames, layers, kernel, stride, items):
     """The declared length is the length of the features, for a batch and for one item, and only nothing gives nothing."""
     config = describe(num_layers=layers, kernel_size=kernel, stride=stride)
     projector = ConvDownsampleProjector(config)
-    (count,) = num_tokens(config, [frames])
+    (count,) = ConvDownsample().num_tokens(config, [frames])
     assert bool(count) == bool(frames)
     assert projector(torch.rand(items, frames, 6)).shape == (items, count, 10)
     assert projector(torch.rand(frames, 6)).shape == (count, 10)
@@ -86,13 +81,15 @@ def test_count_follows_the_general_formula(frames, layers, kernel, stride):
     length = frames
     for _ in range(layers):
         length = (length + 2 * (kernel // 2) - kernel) // stride + 1
-    assert num_tokens(describe(num_layers=layers, kernel_size=kernel, stride=stride), [frames]) == [length]
+    assert ConvDownsample().num_tokens(describe(num_layers=layers, kernel_size=kernel, stride=stride), [frames]) == [
+        length
+    ]
 
 
 def test_by_default_it_shortens_by_four():
     """Two convolutions of stride two."""
     counts = [0, 1, 4, 5, 1500]
-    assert num_tokens(describe(), counts) == [0, 1, 1, 2, 375]
+    assert ConvDownsample().num_tokens(describe(), counts) == [0, 1, 1, 2, 375]
     assert counts == [0, 1, 4, 5, 1500]
 
 
@@ -145,12 +142,12 @@ def test_it_is_built_without_memory():
 
 def test_it_comes_back_from_a_folder(tmp_path):
     """Options and weights survive saving."""
-    built = Built(describe(num_layers=3, kernel_size=5, hidden_features=8))
+    built = MultimodalProjector(describe(num_layers=3, kernel_size=5, hidden_features=8))
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.normal_()
     built.save_pretrained(tmp_path)
-    loaded = Built.from_pretrained(tmp_path)
+    loaded = MultimodalProjector.from_pretrained(tmp_path)
     features = torch.randn(2, 17, 6)
     assert torch.equal(loaded(features), built(features))
 
@@ -170,7 +167,7 @@ def test_a_number_that_makes_no_sense_is_refused(option, value):
 def test_counting_refuses_options_that_make_no_sense(option):
     """The same error as when it is built."""
     with pytest.raises(CompositionError, match=f"{option}=0; expected a positive integer; .* leave it out for 2"):
-        num_tokens(describe(**{option: 0}), [4])
+        ConvDownsample().num_tokens(describe(**{option: 0}), [4])
 
 
 def test_an_even_kernel_is_refused():

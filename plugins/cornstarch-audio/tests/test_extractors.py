@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from cornstarch_audio.extractors import AudioFeatureExtractor, wrap_extractor
+from cornstarch_audio.extractors import Audio, AudioFeatureExtractor
 from cornstarch_audio.families import LENGTHS, WINDOWS
 
 from cornstarch_core.errors import CheckpointError, CompositionError, MediaError
-from cornstarch_core.processing.subprocessors import SavedProcessor
+from cornstarch_core.processing.saved_processor import SavedProcessor
 
 SECOND = 16000
 
@@ -62,7 +63,7 @@ def test_ten_minutes_are_heard_by_every_family(family, tiny, extractor_of, compo
     assert inputs[WINDOWS] == [-(-600 * SECOND // extractor.window)]
     with torch.no_grad():
         (features,) = encoder(**inputs)[0]
-    assert [len(features)] == encoder.counter(inputs)
+    assert [len(features)] == encoder.info.num_tokens(inputs)
     assert torch.isfinite(features).all()
 
 
@@ -154,13 +155,13 @@ def test_a_given_extractor_of_transformers_is_fitted_to_the_encoder(tiny, contex
     """A checkpoint's own keeps its settings; the caller's object is not touched."""
     module = tiny("wav2vec2", feat_extract_norm="layer")
     theirs = transformers.Wav2Vec2FeatureExtractor(do_normalize=False)
-    ours = wrap_extractor(context_of("wav2vec2", module), theirs)
+    ours = Audio().wrap(context_of("wav2vec2", module), theirs)
     assert isinstance(ours, AudioFeatureExtractor)
     assert ours.extractor is not theirs
     assert ours.extractor.do_normalize is False
     assert torch.equal(ours([clip(500)])["input_values"][0], torch.from_numpy(clip(500)))
     ours.window = 1000
-    again = wrap_extractor(context_of("wav2vec2", module), ours)
+    again = Audio().wrap(context_of("wav2vec2", module), ours)
     assert {**vars(again), "extractor": 0} == {**vars(ours), "extractor": 0}
 
 
@@ -170,7 +171,7 @@ def test_what_is_no_extractor_of_transformers_is_used_as_it_is(tiny, context_of)
     def mine(items, return_tensors="pt"):
         return {"input_features": torch.zeros(len(items), 16, 100)}
 
-    assert wrap_extractor(context_of("whisper", tiny("whisper")), mine) is mine
+    assert Audio().wrap(context_of("whisper", tiny("whisper")), mine) is mine
 
 
 @pytest.mark.parametrize(
@@ -184,20 +185,24 @@ def test_what_is_no_extractor_of_transformers_is_used_as_it_is(tiny, context_of)
             transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=128),
             "max_length=128, the encoder takes 64",
         ),
-        ("whisper", transformers.ClapFeatureExtractor(), "a ClapFeatureExtractor is none of the feature extractors"),
+        (
+            "whisper",
+            transformers.ClapFeatureExtractor(),
+            "a ClapFeatureExtractor is not one of the supported feature extractors",
+        ),
     ],
 )
 def test_an_extractor_that_does_not_fit_is_refused(family, extractor, message, tiny, context_of):
     """At once, and not by a shape inside the encoder."""
     with pytest.raises(CompositionError, match=message):
-        wrap_extractor(context_of(family, tiny(family)), extractor)
+        Audio().wrap(context_of(family, tiny(family)), extractor)
 
 
 def test_it_comes_back_from_json(family, tiny, extractor_of, clip):
     """As a saved processor holds it: the same features."""
     extractor = extractor_of(family, tiny(family))
-    saved = json.loads(json.dumps(SavedProcessor.of(extractor).to_dict()))
-    again = SavedProcessor(saved["class"], saved["config"]).load("audio", extractor)
+    saved = json.loads(json.dumps(asdict(SavedProcessor.of(extractor))))
+    again = SavedProcessor(**saved).load("audio", extractor)
     one, other = extractor([clip(9000)]), again([clip(9000)])
     assert one.keys() == other.keys()
     assert torch.equal(one[extractor.main], other[extractor.main])
@@ -215,7 +220,7 @@ def test_it_comes_back_from_json(family, tiny, extractor_of, clip):
 )
 def test_damaged_settings_are_refused(settings):
     """Nothing but the known extractors is ever looked up."""
-    with pytest.raises(CheckpointError, match="audio: the saved feature extractor can't be made again"):
+    with pytest.raises(CheckpointError, match="audio: the saved feature extractor can't be loaded"):
         AudioFeatureExtractor.from_dict(settings)
 
 
@@ -232,10 +237,8 @@ def test_parakeet_without_librosa_says_what_to_install(tiny, context_of, monkeyp
         raise NameError("name 'librosa' is not defined")
 
     monkeypatch.setattr(transformers, "ParakeetFeatureExtractor", refuse)
-    from cornstarch_audio.extractors import audio_processor
-
     with pytest.raises(CompositionError, match="Install librosa, or a later transformers"):
-        audio_processor(context_of("parakeet", tiny("parakeet")))
+        Audio().build(context_of("parakeet", tiny("parakeet")))
 
 
 @pytest.mark.parametrize(("norm", "normalised"), [("group", False), ("layer", True)])
@@ -251,7 +254,7 @@ def test_a_class_made_from_a_known_extractor_is_known(tiny, context_of):
     class Mine(transformers.WhisperFeatureExtractor):
         pass
 
-    ours = wrap_extractor(context_of("whisper", tiny("whisper")), Mine(feature_size=16))
+    ours = Audio().wrap(context_of("whisper", tiny("whisper")), Mine(feature_size=16))
     assert isinstance(ours, AudioFeatureExtractor)
 
 
@@ -272,5 +275,5 @@ def test_a_window_without_a_frame_is_refused(tiny, extractor_of, clip):
     """It is the setting that is wrong, not the clip."""
     extractor = extractor_of("wav2vec2", tiny("wav2vec2"))
     extractor.window = 300
-    with pytest.raises(ValueError, match="window=300 samples, but the encoder makes its first frame of 400"):
+    with pytest.raises(ValueError, match="window=300 samples, but the encoder needs 400 for its first frame"):
         extractor([clip(900)])

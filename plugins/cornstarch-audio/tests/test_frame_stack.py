@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cornstarch_audio.frame_stack import FrameStackProjector, num_tokens, stack_frames
+from cornstarch_audio.frame_stack import FrameStack, FrameStackProjector, stack_frames
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
@@ -13,14 +13,9 @@ from cornstarch_core.errors import CompositionError
 
 def describe(**settings):
     """A small config."""
-    return MultimodalProjectorConfig(**{"in_features": 6, "out_features": 10, **settings})
-
-
-class Built(MultimodalProjector):
-    """What the core makes of the registered type."""
-
-    def _build(self):
-        return FrameStackProjector(self.config)
+    return MultimodalProjectorConfig(
+        **{"projection_type": "frame_stack", "in_features": 6, "out_features": 10, **settings}
+    )
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -112,7 +107,7 @@ def test_count_is_what_comes_out(frames, factor, items, norm):
     """The declared length is the length of the features, for a batch and for one item, and only nothing gives nothing."""
     config = describe(stack_factor=factor, norm=norm)
     projector = FrameStackProjector(config)
-    (count,) = num_tokens(config, [frames])
+    (count,) = FrameStack().num_tokens(config, [frames])
     assert bool(count) == bool(frames)
     assert projector(torch.rand(items, frames, 6)).shape == (items, count, 10)
     assert projector(torch.rand(frames, 6)).shape == (count, 10)
@@ -120,7 +115,7 @@ def test_count_is_what_comes_out(frames, factor, items, norm):
 
 def test_the_default_factor_is_eight():
     """It is Ultravox's."""
-    assert num_tokens(describe(), [0, 1, 8, 9, 1500]) == [0, 1, 1, 2, 188]
+    assert FrameStack().num_tokens(describe(), [0, 1, 8, 9, 1500]) == [0, 1, 1, 2, 188]
 
 
 def test_an_item_alone_equals_itself_in_a_batch():
@@ -167,13 +162,13 @@ def test_it_is_built_without_memory():
 
 def test_it_comes_back_from_a_folder(tmp_path):
     """Options and weights survive saving; norms start at one under the core too."""
-    built = Built(describe(activation="swiglu", stack_factor=3, bias=True, hidden_features=8))
+    built = MultimodalProjector(describe(activation="swiglu", stack_factor=3, bias=True, hidden_features=8))
     assert torch.equal(built.projection.norm_before.weight, torch.ones(18))
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.normal_()
     built.save_pretrained(tmp_path)
-    loaded = Built.from_pretrained(tmp_path)
+    loaded = MultimodalProjector.from_pretrained(tmp_path)
     features = torch.randn(2, 7, 6)
     assert torch.equal(loaded(features), built(features))
 
@@ -192,7 +187,7 @@ def test_a_number_that_makes_no_sense_is_refused(option, value):
 def test_counting_refuses_a_factor_that_makes_no_sense():
     """The same error as when it is built."""
     with pytest.raises(CompositionError, match="stack_factor=0; expected a positive integer; .* leave it out for 8"):
-        num_tokens(describe(stack_factor=0), [4])
+        FrameStack().num_tokens(describe(stack_factor=0), [4])
 
 
 @pytest.mark.parametrize("option", ["bias", "norm"])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cornstarch_audio.resampler import ResamplerProjector, num_tokens, sinusoids
+from cornstarch_audio.resampler import Resampler, ResamplerProjector, sinusoids
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +14,13 @@ from cornstarch_core.errors import CompositionError
 
 def describe(**settings):
     """A small config."""
-    defaults = {"in_features": 6, "out_features": 16, "num_queries": 5, "num_heads": 4}
+    defaults = {
+        "projection_type": "resampler",
+        "in_features": 6,
+        "out_features": 16,
+        "num_queries": 5,
+        "num_heads": 4,
+    }
     return MultimodalProjectorConfig(**{**defaults, **settings})
 
 
@@ -26,13 +32,6 @@ def build(**settings):
         for parameter in projector.parameters():
             parameter.normal_(std=0.5)
     return projector
-
-
-class Built(MultimodalProjector):
-    """What the core makes of the registered type."""
-
-    def _build(self):
-        return ResamplerProjector(self.config)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -103,7 +102,7 @@ def test_count_is_what_comes_out(features, queries, layers, heads, items):
     """The declared length is the length of the features, for a batch and for one item, and only nothing gives nothing."""
     config = describe(num_queries=queries, num_layers=layers, num_heads=heads)
     projector = ResamplerProjector(config)
-    (count,) = num_tokens(config, [features])
+    (count,) = Resampler().num_tokens(config, [features])
     assert count == (queries if features else 0)
     assert projector(torch.rand(items, features, 6)).shape == (items, count, 16)
     assert projector(torch.rand(features, 6)).shape == (count, 16)
@@ -112,7 +111,7 @@ def test_count_is_what_comes_out(features, queries, layers, heads, items):
 def test_by_default_there_are_64_queries():
     """As in Flamingo, whatever the length."""
     config = MultimodalProjectorConfig(in_features=6, out_features=16)
-    assert num_tokens(config, [0, 1, 1500]) == [0, 64, 64]
+    assert Resampler().num_tokens(config, [0, 1, 1500]) == [0, 64, 64]
     assert len(ResamplerProjector(config)(torch.rand(1, 6))) == 64
 
 
@@ -176,7 +175,7 @@ def test_weights_to_start_with():
     """By itself and under the core, queries are small normal numbers and norms do nothing."""
     torch.manual_seed(0)
     config = describe(num_queries=64, out_features=128)
-    for projector in (ResamplerProjector(config), Built(config).projection):
+    for projector in (ResamplerProjector(config), MultimodalProjector(config).projection):
         assert projector.queries.weight.std().item() == pytest.approx(0.02, rel=0.05)
         assert projector.queries.weight.mean().abs() < 1e-3
         assert torch.equal(projector.norm.weight, torch.ones(128))
@@ -185,12 +184,12 @@ def test_weights_to_start_with():
 
 def test_it_comes_back_from_a_folder(tmp_path):
     """Options and weights survive saving."""
-    built = Built(describe(num_layers=3))
+    built = MultimodalProjector(describe(num_layers=3))
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.normal_()
     built.save_pretrained(tmp_path)
-    loaded = Built.from_pretrained(tmp_path)
+    loaded = MultimodalProjector.from_pretrained(tmp_path)
     features = torch.randn(2, 7, 6)
     assert torch.equal(loaded(features), built(features))
 
@@ -198,10 +197,10 @@ def test_it_comes_back_from_a_folder(tmp_path):
 def test_queries_that_a_checkpoint_lacks_are_drawn(tmp_path):
     """They start as usual: they aren't whatever the memory held."""
     config = describe(num_queries=64, out_features=128)
-    built = Built(config)
+    built = MultimodalProjector(config)
     weights = {name: weight for name, weight in built.state_dict().items() if "queries.weight" not in name}
     built.save_pretrained(tmp_path, state_dict=weights)
-    loaded = Built.from_pretrained(tmp_path)
+    loaded = MultimodalProjector.from_pretrained(tmp_path)
     assert torch.equal(loaded.projection.linear.weight, built.projection.linear.weight)
     assert loaded.projection.queries.weight.std().item() == pytest.approx(0.02, rel=0.05)
 
@@ -220,7 +219,7 @@ def test_a_number_that_makes_no_sense_is_refused(option, value):
 def test_counting_refuses_a_number_of_queries_that_makes_no_sense():
     """The same error as when it is built."""
     with pytest.raises(CompositionError, match="num_queries=0; expected a positive integer; .* leave it out for 64"):
-        num_tokens(describe(num_queries=0), [4])
+        Resampler().num_tokens(describe(num_queries=0), [4])
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

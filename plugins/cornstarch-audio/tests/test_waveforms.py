@@ -182,7 +182,7 @@ def test_sixteen_bits_survive_the_round_trip(samples):
 @pytest.mark.parametrize("shape", [(2, 2), (8, 8), (300, 300)])
 def test_a_square_is_ambiguous(shape):
     """Neither axis is the shorter one: the message asks to average."""
-    with pytest.raises(MediaError, match=r"^audio: samples of shape \(\d+, \d+\), which axis .*Average over it"):
+    with pytest.raises(MediaError, match=r"^audio: samples of shape \(\d+, \d+\): .* which axis .*Average over it"):
         prepare_audio(np.zeros(shape))
 
 
@@ -221,9 +221,9 @@ def test_many_channels_are_refused(shape):
         ([0.5, None], "dtype object"),
         (["0.5"], "dtype <U3"),
         ([True], "dtype bool"),
-        ([[0.5], [0.5, 0.5]], "a list of other things than numbers"),
-        ([np.zeros(5), np.zeros(5)], "a list of other things than numbers; .*several items one by one"),
-        ((torch.zeros(1, 5), 16000), "a tuple of other things than numbers; .*'sampling_rate'"),
+        ([[0.5], [0.5, 0.5]], "a list with entries that are no numbers"),
+        ([np.zeros(5), np.zeros(5)], "a list with entries that are no numbers; .*several items one by one"),
+        ((torch.zeros(1, 5), 16000), "a tuple with entries that are no numbers; .*'sampling_rate'"),
         (torch.zeros(2, device="meta"), r"this Tensor can't be read: .*numpy array \(n,\)"),
     ],
 )
@@ -572,7 +572,7 @@ def test_wanted_and_given_rates_are_checked(rates):
 
 def test_a_waveform_too_short_to_resample_is_refused(soxr):
     """One sample at 48000 Hz is a third of one at 16000."""
-    with pytest.raises(MediaError, match="^audio: 1 samples at 48000 Hz are too short, nothing is left .*16000 Hz"):
+    with pytest.raises(MediaError, match="^audio: 1 samples at 48000 Hz are too few .*16000 Hz"):
         at_rate(Waveform(np.ones(1, np.float32), 48000), 16000)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cornstarch_llava_next.callbacks import INDEX, SIZES, llava_next
+from cornstarch_llava_next.callbacks import INDEX, SIZES, LlavaNext
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -19,8 +19,8 @@ CROPS = [4, 3, 4]  # 1x3, 1x2 and 3x1, and the whole view of each
 
 def prepared(callbacks: ModalCallbacks, **inputs: object) -> dict:
     """What the processor would make of these inputs."""
-    assert callbacks.process is not None
-    return callbacks.process(inputs)
+    assert callbacks.prepare_on_host is not None
+    return callbacks.prepare_on_host(inputs)
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def padded(crops):
 # --- preparing --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["process", "preprocess"])
+@pytest.mark.parametrize("part", ["prepare_on_host", "preprocess"])
 def test_crops_come_padded_flat_or_as_a_list(context, crops, padded, part):
     """Only those that count are left, in order; on the host and in the model."""
-    prepare = getattr(llava_next(context()), part)
+    prepare = getattr(LlavaNext().build(context()), part)
     expected = torch.cat(crops)
     forms = [padded, expected, crops, list(padded), [one.numpy() for one in crops], tuple(crops)]
     results = [prepare({"pixel_values": form, "image_sizes": torch.tensor(IMAGES)}) for form in forms]
@@ -58,15 +58,15 @@ def test_crops_come_padded_flat_or_as_a_list(context, crops, padded, part):
 def test_without_padding_nothing_is_copied(context):
     """Images of as many crops each stay where they are."""
     pixels = torch.randn(2, 3, 3, 32, 32)
-    result = prepared(llava_next(context()), pixel_values=pixels, image_sizes=[(30, 60), (60, 30)])
+    result = prepared(LlavaNext().build(context()), pixel_values=pixels, image_sizes=[(30, 60), (60, 30)])
     assert result["pixel_values"].data_ptr() == pixels.data_ptr()
 
 
 def test_inputs_that_are_prepared_go_through(context, padded):
     """So that a batch from the processor costs nothing here; and nothing given is changed."""
-    callbacks = llava_next(context())
+    callbacks = LlavaNext().build(context())
     given = {"pixel_values": padded, "image_sizes": torch.tensor(IMAGES)}
-    once = callbacks.process(dict(given))
+    once = callbacks.prepare_on_host(dict(given))
     assert given["pixel_values"] is padded
     assert callbacks.preprocess(once) is once
 
@@ -82,7 +82,7 @@ def test_sizes_are_read_from_their_device_once(context, padded):
             return IMAGES
 
     sizes = Sizes()
-    prepared(llava_next(context()), pixel_values=padded, image_sizes=sizes)
+    prepared(LlavaNext().build(context()), pixel_values=padded, image_sizes=sizes)
     assert sizes.reads == 1
 
 
@@ -95,7 +95,7 @@ def test_sizes_are_read_from_their_device_once(context, padded):
         (torch.zeros(3, 3, 3, 32, 32), IMAGES, r"don't fit image_sizes.*other image_grid_pinpoints"),
         (torch.zeros(10, 3, 32, 32), IMAGES, r"shape \(10, 3, 32, 32\) don't fit"),
         (torch.zeros(3, 32, 32), IMAGES, r"shape \(3, 32, 32\) don't fit"),
-        ([torch.zeros(4, 3, 32, 32)], IMAGES, "pixel_values of 1 images, image_sizes of 3"),
+        ([torch.zeros(4, 3, 32, 32)], IMAGES, "pixel_values have 1 images, image_sizes 3"),
         ([torch.zeros(4, 3, 32, 32)] * 2, [(30, 60), (64, 64)], r"image 1: .*\(4, 3, 32, 32\); expected 5 crops"),
         ([torch.zeros(3, 32, 32)], [(30, 60)], r"image 0: pixel_values of shape \(3, 32, 32\); expected 3 crops"),
     ],
@@ -103,7 +103,7 @@ def test_sizes_are_read_from_their_device_once(context, padded):
 def test_crops_that_do_not_fit_are_refused(context, pixels, sizes, message):
     """By modality, with both numbers, and by the image where that is known."""
     with pytest.raises(InputError, match=message):
-        prepared(llava_next(context()), pixel_values=pixels, image_sizes=sizes)
+        prepared(LlavaNext().build(context()), pixel_values=pixels, image_sizes=sizes)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_crops_that_do_not_fit_are_refused(context, pixels, sizes, message):
 def test_sizes_that_make_no_sense_are_refused(context, size, reason):
     """By the image's number."""
     with pytest.raises(MediaError, match=f"vision: image 1: .*{reason}"):
-        prepared(llava_next(context()), pixel_values=torch.zeros(2, 3, 3, 32, 32), image_sizes=[(30, 60), size])
+        prepared(LlavaNext().build(context()), pixel_values=torch.zeros(2, 3, 3, 32, 32), image_sizes=[(30, 60), size])
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -121,10 +121,10 @@ def test_sizes_that_make_no_sense_are_refused(context, size, reason):
 @pytest.mark.parametrize("newline", [True, False])
 def test_features_are_counted_from_sizes_alone_or_as_prepared(context, padded, newline):
     """The same numbers, and they are the packed features'."""
-    callbacks = llava_next(context(), use_image_newline=newline)
+    callbacks = LlavaNext().build(context(), use_image_newline=newline)
     inputs = prepared(callbacks, pixel_values=padded, image_sizes=IMAGES)
-    counts = callbacks.num_features(inputs, [16] * 11)
-    assert counts == callbacks.num_features({"image_sizes": IMAGES}, [16] * 11)
+    counts = callbacks.num_tokens_after_projector(inputs, [16] * 11)
+    assert counts == callbacks.num_tokens_after_projector({"image_sizes": IMAGES}, [16] * 11)
     output = BaseModelOutput(last_hidden_state=torch.randn(11, 16, 48))
     packed = callbacks.postprocess_projector(inputs, output)
     assert [len(one) for one in packed.last_hidden_state] == counts
@@ -133,7 +133,7 @@ def test_features_are_counted_from_sizes_alone_or_as_prepared(context, padded, n
 
 def test_tuples_stay_tuples(context, padded):
     """With ``return_dict=False`` the features are the first entry of a tuple."""
-    callbacks = llava_next(context())
+    callbacks = LlavaNext().build(context())
     inputs = prepared(callbacks, pixel_values=padded, image_sizes=IMAGES)
     packed = callbacks.postprocess_projector(inputs, (torch.randn(11, 16, 48), "more"))
     assert isinstance(packed, tuple)
@@ -142,9 +142,9 @@ def test_tuples_stay_tuples(context, padded):
 
 def test_a_crop_with_another_number_of_tokens_is_refused(context, padded):
     """When it is counted, and when it is packed; the message says what to do."""
-    callbacks = llava_next(context())
+    callbacks = LlavaNext().build(context())
     with pytest.raises(CompositionError, match=r"a crop has 17 tokens, but packing needs 16, a grid of 4x4.*default"):
-        callbacks.num_features({"image_sizes": IMAGES}, [16, 17])
+        callbacks.num_tokens_after_projector({"image_sizes": IMAGES}, [16, 17])
     inputs = prepared(callbacks, pixel_values=padded, image_sizes=IMAGES)
     with pytest.raises(CompositionError, match=r"a crop has 4 tokens.*tokens_per_crop="):
         callbacks.postprocess_projector(inputs, (torch.randn(11, 4, 48),))
@@ -152,13 +152,13 @@ def test_a_crop_with_another_number_of_tokens_is_refused(context, padded):
 
 def test_crops_that_were_lost_on_the_way_are_noticed(context, padded):
     """A batch whose pixels were cut but not its index, or that was not prepared."""
-    callbacks = llava_next(context())
+    callbacks = LlavaNext().build(context())
     inputs = prepared(callbacks, pixel_values=padded, image_sizes=IMAGES)
     with pytest.raises(InputError, match=r"10 crops were encoded, but the 3 images of this batch have 11"):
         callbacks.postprocess_projector(inputs, (torch.randn(10, 16, 48),))
     with pytest.raises(InputError, match=r"packing_index and packing_sizes are missing"):
         callbacks.postprocess_projector({"pixel_values": padded}, (torch.randn(11, 16, 48),))
-    with pytest.raises(CompositionError, match=r"packing needs features \(crops, tokens, width\)"):
+    with pytest.raises(CompositionError, match=r"packing needs features of shape \(crops, tokens, width\)"):
         callbacks.postprocess_projector(inputs, ([torch.randn(16, 48)],))
 
 
@@ -169,34 +169,34 @@ def test_crops_that_were_lost_on_the_way_are_noticed(context, padded):
 def test_only_what_forms_a_grid_is_taken(context, family):
     """CLS and registers have no place in it: ``"full"`` is for encoders without them."""
     one = context(family)
-    assert llava_next(one).num_tokens({}, [16 + one.prefix_tokens]) == [16]
+    assert LlavaNext().build(one).num_tokens_before_projector({}, [16 + one.prefix_tokens]) == [16]
     if one.prefix_tokens == 0:
-        llava_next(one, vision_feature_select_strategy="full")
+        LlavaNext().build(one, vision_feature_select_strategy="full")
         return
     with pytest.raises(CompositionError, match=rf"a crop has {16 + one.prefix_tokens} tokens.*'default'"):
-        llava_next(one, vision_feature_select_strategy="full")
+        LlavaNext().build(one, vision_feature_select_strategy="full")
 
 
 def test_a_patch_less_forms_no_grid(context):
     """Hugging Face's model leaves out one of SigLIP's, and fails."""
     with pytest.raises(CompositionError, match="a crop has 15 tokens"):
-        llava_next(context("siglip"), drop_tokens=1)
+        LlavaNext().build(context("siglip"), drop_tokens=1)
 
 
 def test_encoders_that_no_plugin_knows_tell_their_prefix(context):
     """With ``drop_tokens``, since the context has none."""
-    callbacks = llava_next(replace(context(), prefix_tokens=0), tokens_per_crop=16, drop_tokens=1)
-    assert callbacks.num_tokens({}, [17]) == [16]
+    callbacks = LlavaNext().build(replace(context(), prefix_tokens=0), tokens_per_crop=16, drop_tokens=1)
+    assert callbacks.num_tokens_before_projector({}, [17]) == [16]
 
 
 def test_several_layers_are_joined(context):
     """As with ``"llava"``."""
-    assert llava_next(context(), vision_feature_layer=[-2, -1]).hidden_size == 64
+    assert LlavaNext().build(context(), vision_feature_layer=[-2, -1]).hidden_size == 64
 
 
 def test_the_newline_is_drawn_as_transformers_draws_it(context):
     """From a normal distribution of deviation one over the root of the width."""
-    newline = llava_next(replace(context(), text_hidden_size=4096)).postprocess_projector.image_newline
+    newline = LlavaNext().build(replace(context(), text_hidden_size=4096)).postprocess_projector.image_newline
     assert isinstance(newline, nn.Parameter)
     assert newline.shape == (4096,)
     assert newline.std().item() == pytest.approx(1 / 64, rel=0.1)
@@ -204,6 +204,9 @@ def test_the_newline_is_drawn_as_transformers_draws_it(context):
 
 def test_what_the_processor_holds_has_no_weights(context):
     """It is sent to workers."""
-    callbacks = llava_next(replace(context(), text_hidden_size=100_000))
-    parts = [pickle.dumps(getattr(callbacks, name)) for name in ("process", "num_tokens", "num_features")]
+    callbacks = LlavaNext().build(replace(context(), text_hidden_size=100_000))
+    parts = [
+        pickle.dumps(getattr(callbacks, name))
+        for name in ("prepare_on_host", "num_tokens_before_projector", "num_tokens_after_projector")
+    ]
     assert sum(map(len, parts)) < 5_000

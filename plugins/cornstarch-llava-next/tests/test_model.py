@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cornstarch_llava_next.callbacks import INDEX, SIZES
-from cornstarch_llava_next.images import image_processor
+from cornstarch_llava_next.images import AnyResolutionImages
 from PIL import Image
 from transformers import LlavaNextProcessor
 
@@ -157,7 +157,7 @@ def test_token_ids_and_pixels_are_those_of_llava_nexts_processor(compose, image,
     """If it is told how many tokens come before the patches: by default it forgets CLS, and is off by one."""
     composition = compose(vision, vision_feature_select_strategy=strategy)
     theirs = LlavaNextProcessor(
-        image_processor=image_processor(composition.model.vision_encoder.context(48)),
+        image_processor=AnyResolutionImages().build(composition.model.vision_encoder.info.context),
         tokenizer=composition.processor.tokenizer,
         patch_size=8,
         vision_feature_select_strategy=strategy,
@@ -221,7 +221,7 @@ def test_usual_names_of_media_still_work_for_encoders_of_ones_own(compose, image
         Own(),
         hidden_size=32,
         input_names=["pixel_values"],
-        callbacks=ModalCallbacks(num_tokens=lambda inputs, counts: [3] * len(inputs["pixel_values"])),
+        callbacks=ModalCallbacks(num_tokens_before_projector=lambda inputs, counts: [3] * len(inputs["pixel_values"])),
     )
     one = compose()
     model = MultimodalModel(encoders={"vision": part}, language_model=one.model.language_model)
@@ -343,7 +343,7 @@ def test_without_the_plugin_loading_says_what_to_install(compose, tmp_path, with
 
 def test_a_missing_distribution_is_told_likewise(compose, tmp_path, monkeypatch):
     """As after ``pip uninstall``: nothing of that name is found."""
-    from cornstarch_core import plugins
+    from cornstarch_core.plugins import manager as plugins
 
     composition = compose()
     composition.model.save_pretrained(tmp_path)

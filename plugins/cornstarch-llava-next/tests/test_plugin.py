@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from importlib import import_module
 from importlib.metadata import entry_points, requires
 
 import pluggy
@@ -10,6 +9,7 @@ import pytest
 from cornstarch_llava_next import plugin
 
 from cornstarch_core import hookspecs
+from cornstarch_core.plugins import resolve
 
 
 @pytest.fixture
@@ -19,7 +19,8 @@ def registered():
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, "cornstarch-llava-next")
     manager.check_pending()
-    return {kind: getattr(manager.hook, f"cornstarch_register_{kind}")()[0] for kind in ("callbacks", "processors")}
+    kinds = ("callbacks", "processors", "checkpoints")
+    return {kind: getattr(manager.hook, f"cornstarch_register_{kind}")()[0] for kind in kinds}
 
 
 def test_the_plugin_module_is_light():
@@ -47,16 +48,15 @@ def test_the_other_plugin_is_declared():
 def test_names_are_the_documented_ones(registered):
     """Users and checkpoints refer to these names."""
     names = {kind: [spec.name for spec in specs] for kind, specs in registered.items()}
-    assert names == {"callbacks": ["llava-next"], "processors": ["llava-next"]}
+    assert names == {"callbacks": ["llava-next"], "processors": ["llava-next"], "checkpoints": ["llava_next"]}
     assert registered["callbacks"][0].processor == "llava-next"
 
 
 def test_every_target_resolves(registered):
-    """No target is misspelt."""
-    specs = [*registered["callbacks"], *registered["processors"]]
-    targets = [getattr(spec, field, None) for spec in specs for field in ("build", "prepare")]
-    for module, _, name in (target.partition(":") for target in targets if target):
-        assert callable(getattr(import_module(module), name))
+    """No target is misspelt, and each is a class with the methods of its spec's interface."""
+    for spec in (spec for specs in registered.values() for spec in specs):
+        assert spec.interface in resolve(spec.target).__mro__
+        resolve(spec.target)()
 
 
 def test_media_have_the_same_names_as_with_the_vision_plugin(registered):
@@ -64,5 +64,6 @@ def test_media_have_the_same_names_as_with_the_vision_plugin(registered):
     from cornstarch_vision.plugin import cornstarch_register_processors
 
     (ours,), (theirs,) = registered["processors"], cornstarch_register_processors()
-    for field in ("modality", "media_names", "content_types", "prepare"):
+    for field in ("modality", "media_names", "content_types"):
         assert getattr(ours, field) == getattr(theirs, field)
+    assert resolve(ours.target).prepare is resolve(theirs.target).prepare

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cornstarch_llava_next import plugin
 from cornstarch_llava_next.anyres import DEFAULT_GRIDS
-from cornstarch_llava_next.callbacks import llava_next
+from cornstarch_llava_next.callbacks import LlavaNext
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -31,7 +31,7 @@ def test_every_registered_name_is_in_the_table(kind):
 def test_every_option_is_in_the_table_with_its_default():
     """In the order of the signature."""
     listed = re.findall(r"^\| `(\w+)` \| (.+?) \|", README, flags=re.MULTILINE)
-    options = list(inspect.signature(llava_next).parameters.values())[1:]
+    options = list(inspect.signature(LlavaNext().build).parameters.values())[1:]
     assert [name for name, _ in listed] == [option.name for option in options]
     for (_, default), option in zip(listed, options, strict=True):
         shown = repr(option.default).replace("'", '"')

@@ -9,15 +9,20 @@ import torch
 from cornstarch_vision.families import ENCODERS
 from torch import nn
 
-from cornstarch_core.specs import EncoderContext, EncoderSpec
+from cornstarch_core.specs import EncoderContext, EncoderInterface, EncoderSpec
 
 SPECS = {spec.name: spec for spec in ENCODERS}
 
 
-def resolve(target: str) -> Any:
-    """What a spec's target names."""
-    module, _, name = target.partition(":")
+def resolve(path: str) -> Any:
+    """What ``"package.module:Class"`` names."""
+    module, _, name = path.partition(":")
     return getattr(import_module(module), name)
+
+
+def make(spec: EncoderSpec) -> EncoderInterface[Any]:
+    """An instance of a spec's target."""
+    return resolve(spec.target)()
 
 
 def build(family: str, **overrides: Any) -> nn.Module:
@@ -47,7 +52,7 @@ def describe(family: str, model: nn.Module) -> EncoderContext:
         config=model.config,
         hidden_size=model.config.hidden_size,
         text_hidden_size=24,
-        prefix_tokens=resolve(spec.prefix_tokens)(model.config) if spec.prefix_tokens else 0,
+        prefix_tokens=make(spec).prefix_tokens(model.config),
         layers=spec.layers,
     )
 
@@ -65,9 +70,9 @@ def context_of() -> Callable[..., EncoderContext]:
 
 
 @pytest.fixture(scope="session")
-def target() -> Callable[[str], Any]:
-    """``target("module:name") -> object``."""
-    return resolve
+def target() -> Callable[[EncoderSpec], EncoderInterface[Any]]:
+    """``target(spec) -> object``: an instance of the spec's target."""
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from cornstarch_vision.images import GrayscaleImageProcessor, image_processor, prepare_image
+from cornstarch_vision.images import GrayscaleImageProcessor, Images, prepare_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -70,13 +70,13 @@ def prepared_or_refused(item):
 def test_pixels_fit_the_encoder(tiny, context_of, target, specs, family):
     """What the processor makes of any photo, the family's encoder takes and counts."""
     model = tiny(family)
-    processor = image_processor(context_of(family, model))
+    processor = Images().build(context_of(family, model))
     images = [prepare_image(picture(size)) for size in ((9, 7), (300, 40), (1, 1))]
     inputs = processor(images, return_tensors="pt")
     assert inputs["pixel_values"].shape == (3, 3, 32, 32)
     with torch.no_grad():
         features = model(**inputs).last_hidden_state
-    assert target(specs[family].num_tokens)(model.config, inputs) == [features.shape[1]] * 3
+    assert target(specs[family]).num_tokens(model.config, inputs) == [features.shape[1]] * 3
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -85,7 +85,7 @@ def test_vit_on_digit_scans(tiny, context_of, channels, image_size):
     """Scans of 8x8 gray pixels go into a ViT with one channel or three."""
     model = tiny("vit", image_size=image_size, patch_size=4, num_channels=channels)
     digits = np.arange(64).reshape(1, 8, 8).repeat(2, 0) / 63
-    inputs = image_processor(context_of("vit", model))([prepare_image(digit) for digit in digits], return_tensors="pt")
+    inputs = Images().build(context_of("vit", model))([prepare_image(digit) for digit in digits], return_tensors="pt")
     assert inputs["pixel_values"].shape == (2, channels, image_size, image_size)
     assert model(**inputs).last_hidden_state.isfinite().all()
 
@@ -95,7 +95,7 @@ def test_grayscale_encoders_of_every_family(tiny, context_of, family):
     pixels = {}
     for channels in (1, 3):
         model = tiny(family, num_channels=channels)
-        processor = image_processor(context_of(family, model))
+        processor = Images().build(context_of(family, model))
         gray = prepare_image(picture((40, 40)).convert("L"))
         pixels[channels] = processor(gray, return_tensors="pt")["pixel_values"]
         model(pixel_values=pixels[channels])
@@ -106,7 +106,7 @@ def test_grayscale_encoders_of_every_family(tiny, context_of, family):
 def test_grayscale_values_are_luminance():
     """Colours are weighed as ITU-R 601-2 does, gray stays as it is."""
     config = transformers.ViTConfig(image_size=1, patch_size=1, num_channels=1)
-    processor = image_processor(context(config))
+    processor = Images().build(context(config))
     assert isinstance(processor, GrayscaleImageProcessor)
     values = [processor(Image.new("RGB", (1, 1), colour))["pixel_values"][0].item() for colour in ("#808080", "#00f")]
     assert values == pytest.approx([(128 / 255 - 0.5) / 0.5, (29 / 255 - 0.5) / 0.5], abs=1e-6)
@@ -114,7 +114,7 @@ def test_grayscale_values_are_luminance():
 
 def test_grayscale_processors_are_saved_and_loaded(tmp_path):
     """Their settings survive ``save_pretrained``."""
-    processor = image_processor(context(transformers.CLIPVisionConfig(image_size=48, patch_size=8, num_channels=1)))
+    processor = Images().build(context(transformers.CLIPVisionConfig(image_size=48, patch_size=8, num_channels=1)))
     processor.save_pretrained(tmp_path)
     loaded = GrayscaleImageProcessor.from_pretrained(tmp_path)
     image = picture((50, 60))
@@ -124,7 +124,7 @@ def test_grayscale_processors_are_saved_and_loaded(tmp_path):
 def test_settings_are_those_of_the_published_checkpoints(tiny, context_of):
     """Means, resampling and fit, one family of each kind."""
     clip, dinov2, deit = (
-        image_processor(context_of(name, tiny(name, image_size=224))) for name in ("clip", "dinov2", "deit")
+        Images().build(context_of(name, tiny(name, image_size=224))) for name in ("clip", "dinov2", "deit")
     )
     assert list(clip.image_mean) == [0.48145466, 0.4578275, 0.40821073]
     assert dict(clip.size)["shortest_edge"] == 224
@@ -141,7 +141,7 @@ def test_pixels_equal_those_of_the_familys_own_processor(config):
     name = config.removesuffix("Config").removesuffix("Vision")
     suffix = "ImageProcessor" if is_torchvision_available() else "ImageProcessorPil"
     theirs = getattr(transformers, f"{name}{suffix}")()
-    ours = image_processor(context(getattr(transformers, config)(image_size=224)))
+    ours = Images().build(context(getattr(transformers, config)(image_size=224)))
     image = picture((300, 260))
     assert np.array_equal(ours(image)["pixel_values"], theirs(image)["pixel_values"])
 
@@ -149,17 +149,17 @@ def test_pixels_equal_those_of_the_familys_own_processor(config):
 def test_processors_do_not_depend_on_torchvision(family, tiny, context_of, monkeypatch):
     """Each family has a processor with and without torchvision; no warning tells of a fallback."""
     monkeypatch.setattr("cornstarch_vision.images.is_torchvision_available", lambda: False)
-    processor = image_processor(context_of(family, tiny(family)))
+    processor = Images().build(context_of(family, tiny(family)))
     assert processor.backend == "pil"
     if not is_torchvision_available():
         return
     monkeypatch.undo()
-    assert image_processor(context_of(family, tiny(family))).backend == "torchvision"
+    assert Images().build(context_of(family, tiny(family))).backend == "torchvision"
 
 
 def test_processors_are_saved_and_loaded_by_transformers(family, tiny, context_of, tmp_path):
     """With three channels they are classes of transformers and nothing else; their settings survive."""
-    processor = image_processor(context_of(family, tiny(family)))
+    processor = Images().build(context_of(family, tiny(family)))
     processor.save_pretrained(tmp_path)
     assert type(processor) is getattr(transformers, type(processor).__name__)
     loaded = type(processor).from_pretrained(tmp_path)
@@ -169,21 +169,21 @@ def test_processors_are_saved_and_loaded_by_transformers(family, tiny, context_o
 
 def test_callback_options_are_ignored(tiny, context_of):
     """The core passes a callback's options; none of this plugin's changes how images are prepared."""
-    processor = image_processor(context_of("clip", tiny("clip")), vision_feature_layer=-1, anything="else")
-    assert processor.to_dict() == image_processor(context_of("clip", tiny("clip"))).to_dict()
+    processor = Images().build(context_of("clip", tiny("clip")), vision_feature_layer=-1, anything="else")
+    assert processor.to_dict() == Images().build(context_of("clip", tiny("clip"))).to_dict()
 
 
 @pytest.mark.parametrize("config", [None, transformers.LlamaConfig()])
 def test_an_unknown_family_is_refused(config):
     """The message lists the known ones and the way out."""
     with pytest.raises(CompositionError, match=r"only for clip_vision_model, .*processors=\{'vision': \.\.\.\}"):
-        image_processor(context(config))
+        Images().build(context(config))
 
 
 def test_other_numbers_of_channels_are_refused():
     """Images have one or three."""
     with pytest.raises(CompositionError, match="has 4 channels; images have 1 or 3"):
-        image_processor(context(transformers.ViTConfig(num_channels=4)))
+        Images().build(context(transformers.ViTConfig(num_channels=4)))
 
 
 # --- PIL images -------------------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def test_any_array_is_an_image_or_a_clear_error(array, as_tensor):
     if image is None:
         return
     assert image.mode == "RGB"
-    processor = image_processor(context(transformers.SiglipVisionConfig(image_size=8, patch_size=4)))
+    processor = Images().build(context(transformers.SiglipVisionConfig(image_size=8, patch_size=4)))
     pixels = torch.as_tensor(np.asarray(processor(image)["pixel_values"]))
     assert pixels.shape == (1, 3, 8, 8)
     assert pixels.abs().max() <= 1.001
@@ -365,7 +365,7 @@ def test_any_prepared_image_goes_through_every_processor(mode, width, height):
     """Each kind of fit takes each mode and size."""
     image = prepare_image(Image.new(mode, (width, height)))
     for config in (transformers.CLIPVisionConfig, transformers.Dinov2Config, transformers.DeiTConfig):
-        processor = image_processor(context(config(image_size=14, patch_size=7)))
+        processor = Images().build(context(config(image_size=14, patch_size=7)))
         assert processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 14, 14)
 
 
@@ -399,7 +399,7 @@ def test_a_path_without_bytes_is_read(tmp_path, item):
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ({"url": "x"}, r"a dict with 'url'; expected 'bytes', or 'path', that is not None\. Give"),
+        ({"url": "x"}, r"a dict with 'url'; expected 'bytes' or 'path' with a value\. Give"),
         ({"bytes": None, "path": None}, r"a dict with 'bytes', 'path'; expected"),
         ({}, r"a dict with nothing; expected"),
         ({"bytes": None, "path": "gone.png"}, r"there is no image file 'gone\.png'"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cornstarch_vision.llava import llava
+from cornstarch_vision.llava import Llava
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -52,8 +52,8 @@ def test_features_equal_those_of_the_whole_run(tiny, context_of, family, layer):
     """Bit-equal for every family and layer, with the prefix and without."""
     model = tiny(family)
     context = context_of(family, model)
-    full = llava(context, vision_feature_layer=layer, vision_feature_select_strategy="full")
-    default = llava(context, vision_feature_layer=layer)
+    full = Llava().build(context, vision_feature_layer=layer, vision_feature_select_strategy="full")
+    default = Llava().build(context, vision_feature_layer=layer)
     assert torch.equal(select(full, model).last_hidden_state, whole(model, layer))
     assert torch.equal(select(default, model).last_hidden_state, whole(model, layer, context.prefix_tokens))
 
@@ -68,12 +68,12 @@ def test_count_and_width_are_those_of_the_features(tiny, context_of, target, spe
     """For any layers, size and number of registers, and both strategies: the declared numbers are the features'."""
     model = tiny("dinov2_with_registers", num_register_tokens=registers)
     inputs = {"pixel_values": torch.zeros(2, 3, *size)}
-    counts = target(specs["dinov2_with_registers"].num_tokens)(model.config, inputs)
+    counts = target(specs["dinov2_with_registers"]).num_tokens(model.config, inputs)
     for strategy in ("default", "full"):
-        callbacks = llava(context_of("dinov2_with_registers", model), layer, strategy)
+        callbacks = Llava().build(context_of("dinov2_with_registers", model), layer, strategy)
         with torch.no_grad():
             features = select(callbacks, model, **inputs).last_hidden_state
-        assert callbacks.num_tokens(inputs, counts) == [features.shape[1]] * 2
+        assert callbacks.num_tokens_before_projector(inputs, counts) == [features.shape[1]] * 2
         assert callbacks.hidden_size == features.shape[2]
 
 
@@ -100,7 +100,7 @@ def test_features_equal_those_of_hugging_face(tiny, context_of, tower, layer, st
     )
 
     options = {"drop_tokens": 1} if tower == "siglip" and strategy == "default" else {}
-    ours = select(llava(context_of(tower, model), layer, strategy, **options), model).last_hidden_state
+    ours = select(Llava().build(context_of(tower, model), layer, strategy, **options), model).last_hidden_state
     projected = theirs.model.multi_modal_projector(ours)
     assert torch.equal(projected, torch.stack(list(output.pooler_output)))
 
@@ -109,8 +109,12 @@ def test_features_equal_those_of_hugging_face(tiny, context_of, tower, layer, st
 def test_siglip_keeps_all_its_patches(tiny, context_of):
     """SigLIP has no prefix: ``"default"`` drops nothing, unlike Hugging Face's LLaVA, which would drop a patch."""
     model = tiny("siglip")
-    assert select(llava(context_of("siglip", model)), model).last_hidden_state.shape == (2, 16, 16)
-    assert select(llava(context_of("siglip", model), drop_tokens=1), model).last_hidden_state.shape == (2, 15, 16)
+    assert select(Llava().build(context_of("siglip", model)), model).last_hidden_state.shape == (2, 16, 16)
+    assert select(Llava().build(context_of("siglip", model), drop_tokens=1), model).last_hidden_state.shape == (
+        2,
+        15,
+        16,
+    )
 
 
 # --- no more work than needed -----------------------------------------------------------------------------------------
@@ -122,7 +126,7 @@ def test_the_encoder_stops_after_the_highest_layer(tiny, context_of, specs, fami
     """Only the blocks that are needed run, each once, and all of them again in a later whole run."""
     model = tiny(family)
     ran = count_runs(model, specs[family].layers)
-    select(llava(context_of(family, model), layer), model)
+    select(Llava().build(context_of(family, model), layer), model)
     assert ran == list(range(blocks))
     ran.clear()
     model(pixel_values=pixels())
@@ -133,7 +137,7 @@ def test_nothing_of_the_encoder_is_changed(tiny, context_of, family):
     """Modules, names, weights and hooks are the same objects in the same order as before, also after an error."""
     model = tiny(family)
     before = [(name, id(part)) for name, part in (*model.named_modules(), *model.state_dict(keep_vars=True).items())]
-    callbacks = llava(context_of(family, model), -3)
+    callbacks = Llava().build(context_of(family, model), -3)
     select(callbacks, model)
     with pytest.raises(Exception, match=r".+"):
         callbacks.run_module(model, {"pixel_values": torch.zeros(1, 2, 32, 32)})
@@ -147,14 +151,14 @@ def test_hooks_on_the_encoder_run(tiny, context_of, family):
     calls = []
     model.register_forward_pre_hook(lambda *_: calls.append("before"))
     model.register_forward_hook(lambda *_: calls.append("after"))
-    select(llava(context_of(family, model)), model)
+    select(Llava().build(context_of(family, model)), model)
     assert calls == ["before", "after"]
 
 
 def test_gradients_equal_those_of_the_whole_run(tiny, context_of, family):
     """Bit-equal for what is used; blocks beyond get none."""
     model, reference = tiny(family), tiny(family)
-    select(llava(context_of(family, model), [1, -2]), model).last_hidden_state.square().sum().backward()
+    select(Llava().build(context_of(family, model), [1, -2]), model).last_hidden_state.square().sum().backward()
     context = context_of(family, reference)
     whole(reference, [1, -2], context.prefix_tokens).square().sum().backward()
     for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
@@ -181,7 +185,9 @@ def test_activation_checkpointing_changes_nothing(tiny, context_of, family, reen
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": reentrant})
         images = pixels().requires_grad_()  # the reentrant kind needs an input that requires gradients
-        features = select(llava(context_of(family, model), [0, 2]), model, pixel_values=images).last_hidden_state
+        features = select(
+            Llava().build(context_of(family, model), [0, 2]), model, pixel_values=images
+        ).last_hidden_state
         features.square().sum().backward()
         results.append([features.detach(), images.grad, *[p.grad for p in model.parameters() if p.grad is not None]])
     tolerance = {"rtol": 1e-3, "atol": 1e-5} if reentrant else {"rtol": 0, "atol": 0}
@@ -194,7 +200,7 @@ def test_bfloat16_is_kept(tiny, context_of, family):
     """Features are the encoder's, in its dtype, bit-equal to the whole run."""
     model = tiny(family).to(torch.bfloat16)
     images = pixels().to(torch.bfloat16)
-    ours = select(llava(context_of(family, model), [1, -2]), model, pixel_values=images).last_hidden_state
+    ours = select(Llava().build(context_of(family, model), [1, -2]), model, pixel_values=images).last_hidden_state
     assert ours.dtype == torch.bfloat16
     prefix = context_of(family, model).prefix_tokens
     assert torch.equal(ours, whole(model, [1, -2], prefix, pixel_values=images))
@@ -211,7 +217,7 @@ def test_tuples_stay_tuples(tiny, context_of, family, by_config):
     if by_config:
         model.config.return_dict = False
     inputs = {} if by_config else {"return_dict": False}
-    output = select(llava(context_of(family, model)), model, **inputs)
+    output = select(Llava().build(context_of(family, model)), model, **inputs)
     assert isinstance(output, tuple)
     assert torch.equal(output[0], expected)
 
@@ -224,7 +230,7 @@ def test_hidden_states_that_are_asked_for_are_complete(tiny, context_of, specs, 
     fresh_states = fresh(pixel_values=pixels(), output_hidden_states=True).hidden_states
     model.config.output_hidden_states = by_config
     inputs = {} if by_config else {"output_hidden_states": True}
-    callbacks = llava(context_of(family, model), 1)
+    callbacks = Llava().build(context_of(family, model), 1)
     for output in (select(callbacks, model, **inputs), model(pixel_values=pixels(), **inputs)):
         assert len(output.hidden_states) == BLOCKS + 1
         assert all(torch.equal(one, other) for one, other in zip(output.hidden_states, fresh_states, strict=True))
@@ -238,7 +244,7 @@ def test_interpolated_positions_reach_the_encoder(tiny, context_of):
     """Other inputs than pixels are passed on."""
     model = tiny("clip")
     inputs = {"pixel_values": torch.rand(1, 3, 48, 40), "interpolate_pos_encoding": True}
-    ours = select(llava(context_of("clip", model)), model, **inputs).last_hidden_state
+    ours = select(Llava().build(context_of("clip", model)), model, **inputs).last_hidden_state
     assert torch.equal(ours, whole(model, -2, 1, **inputs))
     assert ours.shape == (1, 30, 16)
 
@@ -267,7 +273,7 @@ def test_wrapped_encoders_stop_early_too(tiny, context_of, specs, family, wrap):
     calls = []
     wrapped.register_forward_hook(lambda *_: calls.append("wrapper"))
     context = context_of(family, model)
-    ours = select(llava(context, -3), wrapped).last_hidden_state
+    ours = select(Llava().build(context, -3), wrapped).last_hidden_state
     assert (ran, calls) == ([0, 1], ["wrapper"])
     assert torch.equal(ours, whole(model, -3, context.prefix_tokens))
     assert [name for name, _ in wrapped.named_modules()] == names
@@ -282,7 +288,7 @@ def test_threads_do_not_disturb_each_other(tiny, context_of):
 
     @torch.no_grad()
     def run(layer):
-        callbacks = llava(context_of("clip", model), layer)
+        callbacks = Llava().build(context_of("clip", model), layer)
         barrier.wait()
         return all(torch.equal(select(callbacks, model).last_hidden_state, expected[layer]) for _ in range(20))
 
@@ -296,7 +302,7 @@ def test_an_encoder_without_declared_blocks_runs_whole(tiny, context_of, specs):
     """Third-party encoders whose plugin names no blocks work by their hidden states."""
     model = tiny("vit")
     ran = count_runs(model, specs["vit"].layers)
-    callbacks = llava(replace(context_of("vit", model), layers=None), [0, -2])
+    callbacks = Llava().build(replace(context_of("vit", model), layers=None), [0, -2])
     ours = select(callbacks, model).last_hidden_state
     assert ran == [0, 1, 2, 3]
     assert torch.equal(ours, whole(model, [0, -2], 1))
@@ -306,8 +312,8 @@ def test_callbacks_hold_no_state_of_the_encoder(tiny, context_of):
     """They can be pickled, as data loaders with workers and launchers do with what they get."""
     import pickle
 
-    callbacks = pickle.loads(pickle.dumps(llava(context_of("clip", tiny("clip")))))
-    assert callbacks.num_tokens({}, [17]) == [16]
+    callbacks = pickle.loads(pickle.dumps(Llava().build(context_of("clip", tiny("clip")))))
+    assert callbacks.num_tokens_before_projector({}, [17]) == [16]
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -317,13 +323,13 @@ def test_callbacks_hold_no_state_of_the_encoder(tiny, context_of):
 def test_layers_out_of_range_are_refused(tiny, context_of, layer):
     """When the callback is built, with the valid range."""
     with pytest.raises(CompositionError, match=r"vision_feature_layer=.*has 4 layers, so choose from -5 to 4"):
-        llava(context_of("clip", tiny("clip")), layer)
+        Llava().build(context_of("clip", tiny("clip")), layer)
 
 
 def test_layers_out_of_range_are_refused_without_a_config(tiny, context_of):
     """An encoder without a config is checked when it runs."""
     model = tiny("clip")
-    callbacks = llava(replace(context_of("clip", model), config=None), 5)
+    callbacks = Llava().build(replace(context_of("clip", model), config=None), 5)
     with pytest.raises(CompositionError, match="choose from -5 to 4"):
         select(callbacks, model)
 
@@ -332,25 +338,25 @@ def test_layers_out_of_range_are_refused_without_a_config(tiny, context_of):
 def test_layers_that_are_no_numbers_are_refused(tiny, context_of, layer):
     """The message shows what was given."""
     with pytest.raises(CompositionError, match="expected an integer or a list of them"):
-        llava(context_of("clip", tiny("clip")), layer)
+        Llava().build(context_of("clip", tiny("clip")), layer)
 
 
 def test_an_unknown_strategy_is_refused(tiny, context_of):
     """The message lists the valid ones."""
     with pytest.raises(CompositionError, match=r"'cls'; choose one of default, full"):
-        llava(context_of("clip", tiny("clip")), vision_feature_select_strategy="cls")
+        Llava().build(context_of("clip", tiny("clip")), vision_feature_select_strategy="cls")
 
 
 @pytest.mark.parametrize(("strategy", "drop"), [("full", 1), ("default", -1), ("default", 1.5), ("default", True)])
 def test_drop_tokens_that_make_no_sense_are_refused(tiny, context_of, strategy, drop):
     """A number of tokens, and only with the strategy that leaves some out."""
     with pytest.raises(CompositionError, match="drop_tokens="):
-        llava(context_of("clip", tiny("clip")), -2, strategy, drop)
+        Llava().build(context_of("clip", tiny("clip")), -2, strategy, drop)
 
 
 def test_a_path_without_blocks_is_refused(tiny, context_of):
     """A plugin that names a wrong path is told so, with the encoder's class."""
     model = tiny("clip")
-    callbacks = llava(replace(context_of("clip", model), layers="encoder.blocks"))
+    callbacks = Llava().build(replace(context_of("clip", model), layers="encoder.blocks"))
     with pytest.raises(CompositionError, match=r"CLIPVisionModel has no list of blocks at 'encoder\.blocks'"):
         select(callbacks, model)

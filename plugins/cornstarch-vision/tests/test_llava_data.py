@@ -68,7 +68,7 @@ def test_what_cannot_be_trained_on_is_told_beforehand(folder, tmp_path):
     where = f"{tmp_path / 'data.json'}[%d]: entry '000000033471': "
     for index, name in ((3, "9.png"), (4, "")):
         assert data.problem(index) == where % index + f"there is no image {folder / 'coco' / name}"
-    assert data.problem(5).startswith(where % 5 + "its turns have 1 <image>, under 'image' there are 0 images. ")
+    assert data.problem(5).startswith(where % 5 + "its turns have 1 <image>, but 'image' lists 0 images. ")
 
 
 # --- one entry --------------------------------------------------------------------------------------------------------
@@ -169,9 +169,9 @@ def test_faulty_entries_are_refused(change, message):
         (
             "What?",
             {"image": "a.jpg"},
-            r"entry '33': its turns have 0 <image>, under 'image' there are 1 images\. Write",
+            r"entry '33': its turns have 0 <image>, but 'image' lists 1 images\. Write",
         ),
-        ("<image>", {}, r"entry '33': its turns have 1 <image>, under 'image' there are 0 images"),
+        ("<image>", {}, r"entry '33': its turns have 1 <image>, but 'image' lists 0 images"),
         ("<image><image>", {"image": ["a.jpg"]}, r"2 <image>, .* 1 images"),
     ],
 )
@@ -204,7 +204,11 @@ def test_entries_are_converted_when_they_are_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", '{"annotations": []}', r"a\.json: expected a list of entries .*got a dict\. Data of another layout"),
+        (
+            "a.json",
+            '{"annotations": []}',
+            r"a\.json: expected a list of entries .*got a dict\. Convert data of another layout",
+        ),
         ("a.json", '[{"messages": [], "images": []}]', r"a\.json\[0\]: expected .*dict with 'messages', 'images'\."),
         ("a.json", '[{"conversations": []}, "b"]', r"a\.json\[1\]: expected .*got a str\."),
         ("a.json", "[{", r"a\.json: it can't be read as JSON: .*line 1 column 3.*Download or write"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import tiny as tiny_models
 import torch
-from cornstarch_vision.pixel_shuffle import PixelShuffleProjector, dummy_inputs, num_tokens, pixel_shuffle
+from cornstarch_vision.pixel_shuffle import PixelShuffle, PixelShuffleProjector, pixel_shuffle
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,8 +17,8 @@ from cornstarch_core import (
     MultimodalProjector,
     MultimodalProjectorConfig,
 )
-from cornstarch_core.distributed import idle_output
 from cornstarch_core.errors import CompositionError
+from cornstarch_core.modeling.distributed import dummy_forward
 
 
 class Config:
@@ -75,7 +75,7 @@ def test_count_is_what_comes_out(side, factor):
     config = Config(scale_factor=factor)
     tokens = (side * factor) ** 2
     projector = PixelShuffleProjector(config)
-    assert num_tokens(config, [tokens, tokens]) == [side**2, side**2] == [tokens // factor**2] * 2
+    assert PixelShuffle().num_tokens(config, [tokens, tokens]) == [side**2, side**2] == [tokens // factor**2] * 2
     assert projector(torch.rand(2, tokens, 6)).shape == (2, side**2, 10)
     assert projector(torch.rand(tokens, 6)).shape == (side**2, 10)
 
@@ -85,7 +85,7 @@ def test_grids_that_do_not_fit_are_refused(tokens, factor):
     """Not square, or not divisible: the message has both numbers, when counted and when run."""
     config = Config(scale_factor=factor)
     with pytest.raises(CompositionError, match=rf"{tokens} tokens .*scale_factor={factor}\. .*callbacks='llava'"):
-        num_tokens(config, [tokens])
+        PixelShuffle().num_tokens(config, [tokens])
     with pytest.raises(CompositionError, match=f"{tokens} tokens"):
         PixelShuffleProjector(config)(torch.rand(1, tokens, 6))
 
@@ -136,7 +136,7 @@ def compose(encoder, **options):
 
 def edges(encoder):
     """Height and width of an encoder's dummy image."""
-    return tuple(encoder.dummy_inputs()["pixel_values"].shape[-2:])
+    return tuple(encoder.info.dummy_inputs()["pixel_values"].shape[-2:])
 
 
 def gradients(encoder, output):
@@ -151,7 +151,7 @@ def test_a_rank_without_images_runs_encoders_of_any_size(tiny, name):
     """One patch is too small to be shuffled, so the image grows; the zero depends on what a real image's features do."""
     encoder = compose(tiny(name)).vision_encoder
     assert edges(encoder) == (16, 16)  # two patches of 8
-    output = idle_output(encoder)
+    output = dummy_forward(encoder)
     assert output == 0
     idle = gradients(encoder, output)
     real = gradients(encoder, encoder(pixel_values=torch.rand(1, 3, 32, 32))[0].sum())
@@ -168,7 +168,7 @@ def test_dummies_grow_no_more_than_needed(tiny, factor, edge):
     )
     encoder = compose(tiny("dinov2"), projector=MultimodalProjector(config)).vision_encoder
     assert edges(encoder) == (edge, edge)
-    assert encoder(**encoder.dummy_inputs())[0].shape == (1, 1, 64)
+    assert encoder(**encoder.info.dummy_inputs())[0].shape == (1, 1, 64)
 
 
 @pytest.mark.parametrize(("side", "factor", "expected"), [(2, 2, 2), (2, 3, 6), (4, 6, 12), (6, 4, 12)])
@@ -176,7 +176,7 @@ def test_a_grid_that_does_not_fit_grows_to_one_that_does(side, factor, expected)
     """Its smallest multiple that the factor divides; rows and columns are repeated."""
     pixels = torch.rand(1, 3, side, side)
     inputs = {"pixel_values": pixels, "other": 1}
-    enlarged = dummy_inputs(
+    enlarged = PixelShuffle().dummy_inputs(
         Config(scale_factor=factor),
         inputs,
         lambda given: [given["pixel_values"].shape[-1] * given["pixel_values"].shape[-2]],
@@ -192,11 +192,11 @@ def test_encoders_of_a_fixed_size_keep_their_dummies(tiny, name):
     """A grid that fits is left as it is; one that does not fit real images is refused as those are."""
     encoder = compose(tiny(name)).vision_encoder
     assert edges(encoder) == (32, 32)
-    assert idle_output(encoder) == 0
+    assert dummy_forward(encoder) == 0
     odd = compose(tiny(name, image_size=24)).vision_encoder
     assert edges(odd) == (24, 24)
     with pytest.raises(CompositionError, match="9 tokens per image"):
-        idle_output(odd)
+        dummy_forward(odd)
 
 
 @pytest.mark.parametrize("name", ["beit", "dinov2"])
@@ -206,7 +206,7 @@ def test_real_images_that_do_not_fit_are_still_refused(tiny, name):
     with pytest.raises(CompositionError, match="9 tokens per image"):
         encoder(pixel_values=torch.rand(1, 3, 24, 24))
     with pytest.raises(CompositionError, match="9 tokens per image"):
-        encoder.counter({"pixel_values": torch.rand(1, 3, 24, 24)})
+        encoder.info.num_tokens({"pixel_values": torch.rand(1, 3, 24, 24)})
 
 
 def test_with_cls_nothing_fits(tiny):
@@ -214,14 +214,14 @@ def test_with_cls_nothing_fits(tiny):
     encoder = compose(tiny("dinov2"), callbacks=None).vision_encoder
     assert edges(encoder) == (8, 8)
     with pytest.raises(CompositionError, match=r"2 tokens per image .*callbacks='llava'"):
-        idle_output(encoder)
+        dummy_forward(encoder)
 
 
 def test_ready_made_embeddings_grow_as_well():
     """From one token to the four of a square."""
     encoder = compose(None, callbacks=None, hidden_size=16).vision_encoder
-    assert encoder.dummy_inputs()["embeds"].shape == (1, 4, 16)
-    assert idle_output(encoder) == 0
+    assert encoder.info.dummy_inputs()["embeds"].shape == (1, 4, 16)
+    assert dummy_forward(encoder) == 0
 
 
 def test_dummies_of_ones_own_are_left_as_they_are():
@@ -230,15 +230,17 @@ def test_dummies_of_ones_own_are_left_as_they_are():
     callbacks = ModalCallbacks(dummy_inputs=lambda inputs: {"signal": torch.zeros(1, 16, 5)})
     own = {"hidden_size": 32, "input_names": "signal"}
     one = compose(encoder, callbacks=callbacks, **own).vision_encoder
-    assert idle_output(one) == 0
-    other = compose(encoder, callbacks=replace(callbacks, num_tokens=lambda inputs, counts: [3]), **own).vision_encoder
-    assert other.dummy_inputs()["signal"].shape == (1, 16, 5)
+    assert dummy_forward(one) == 0
+    other = compose(
+        encoder, callbacks=replace(callbacks, num_tokens_before_projector=lambda inputs, counts: [3]), **own
+    ).vision_encoder
+    assert other.info.dummy_inputs()["signal"].shape == (1, 16, 5)
 
 
 def test_a_model_with_larger_dummies_can_be_sent_to_other_processes(tiny):
     """As those that train it need it."""
     model = pickle.loads(pickle.dumps(compose(tiny("dinov2"))))
-    assert idle_output(model.vision_encoder) == 0
+    assert dummy_forward(model.vision_encoder) == 0
 
 
 def test_any_resolution_keeps_its_dummies(tiny):
@@ -247,4 +249,4 @@ def test_any_resolution_keeps_its_dummies(tiny):
     options = {"callbacks": "llava-next", "callback_options": {"tokens_per_crop": 4}}
     encoder = compose(tiny("dinov2"), **options).vision_encoder
     assert edges(encoder) == (32, 32)
-    assert idle_output(encoder) == 0
+    assert dummy_forward(encoder) == 0

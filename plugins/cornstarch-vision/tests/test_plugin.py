@@ -10,8 +10,7 @@ from cornstarch_vision import plugin
 from torch import nn
 
 from cornstarch_core import hookspecs
-
-TARGETS = ("num_tokens", "dummy_inputs", "hidden_size", "prefix_tokens", "build", "prepare")
+from cornstarch_core.plugins import resolve
 
 
 @pytest.fixture
@@ -21,7 +20,7 @@ def registered():
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, "cornstarch-vision")
     manager.check_pending()
-    kinds = ("encoders", "projectors", "processors", "callbacks")
+    kinds = ("encoders", "projectors", "processors", "callbacks", "checkpoints")
     return {kind: getattr(manager.hook, f"cornstarch_register_{kind}")()[0] for kind in kinds}
 
 
@@ -48,18 +47,20 @@ def test_names_are_the_documented_ones(registered):
         "projectors": ["pixel_shuffle"],
         "processors": ["image"],
         "callbacks": ["llava"],
+        "checkpoints": ["llava"],
     }
 
 
-def test_every_target_resolves(registered, target):
-    """No target is misspelt."""
-    named = [getattr(spec, field, None) for specs in registered.values() for spec in specs for field in TARGETS]
-    assert all(callable(target(name)) for name in named if name)
+def test_every_target_resolves(registered):
+    """No target is misspelt, and each is a class with the methods of its spec's interface."""
+    for spec in (spec for specs in registered.values() for spec in specs):
+        assert spec.interface in resolve(spec.target).__mro__
+        resolve(spec.target)()
 
 
-def test_every_encoder_class_exists(registered, target):
+def test_every_encoder_class_exists(registered):
     """The installed transformers has each class under the path that the spec gives."""
-    classes = [target(name) for spec in registered["encoders"] for name in spec.classes]
+    classes = [resolve(name) for spec in registered["encoders"] for name in spec.classes]
     assert len(classes) == 8
     assert all(issubclass(one, nn.Module) for one in classes)
 

@@ -1,10 +1,11 @@
-"""An encoder of our own: patches of a series, and convolutions over them. A plain ``nn.Module``.
+"""An encoder of this package: patches of a series, and convolutions over them. It is a plain ``nn.Module``.
 
 Shapes: N items, T values over time, C channels, L values in a patch, P patches, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,23 +15,24 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 
 from cornstarch_core.errors import CompositionError
+from cornstarch_core.specs import EncoderInterface
 
-__all__ = ["SeriesConvConfig", "SeriesConvEncoder", "build_encoder", "dummy_inputs", "num_tokens", "prefix_tokens"]
+__all__ = ["SeriesConv", "SeriesConvConfig", "SeriesConvEncoder"]
 
 
 class SeriesConvConfig(PreTrainedConfig):
-    """Describes a :class:`SeriesConvEncoder`. Saved with the model, and all that is needed to make it again.
+    """Describes a :class:`SeriesConvEncoder`. It is saved with the model, and enough to build the encoder again.
 
     Args:
-        channels: C of every series.
-        patch_length: L, values over time that become one token.
+        channels: C, the number of channels of every series.
+        patch_length: L, the number of values over time that become one token.
         hidden_size: D.
-        num_layers: convolutions; each sees twice as far as the one before.
-        kernel_size: patches that each of them sees, odd.
-        max_steps: longest series that the processor takes; the encoder itself has no limit.
+        num_layers: number of convolutions; each has twice the dilation of the one before.
+        kernel_size: patches that each convolution reads, odd.
+        max_steps: the longest series that the processor takes; the encoder itself has no limit.
 
     Raises:
-        CompositionError: a value is no positive integer, or ``kernel_size`` is even.
+        CompositionError: a value is not a positive integer, or ``kernel_size`` is even.
     """
 
     model_type = "cornstarch_series_conv"
@@ -67,11 +69,11 @@ class SeriesConvConfig(PreTrainedConfig):
 class SeriesConvEncoder(nn.Module):
     """Encodes series of any length: one token for the level, then one for every patch.
 
-    An item's features are the same whatever it is batched with, up to rounding: in front of every convolution what lies
-    beyond its end is set to zero, as the convolution takes it for a series alone.
+    Up to rounding, the features of an item don't depend on the other items in its batch: before every convolution, what
+    lies beyond the end of the item is set to zero, which is what the convolution pads a single series with.
 
     Args:
-        config: sizes.
+        config: the sizes.
 
     Example:
         >>> encoder = SeriesConvEncoder(SeriesConvConfig(patch_length=4, hidden_size=16))
@@ -96,25 +98,25 @@ class SeriesConvEncoder(nn.Module):
         """Encode a batch.
 
         Args:
-            series: of each item ``(T_i, C)``, standardised.
-            levels: ``(N, 2 * C)``, what that took away.
+            series: one standardised ``(T_i, C)`` for each item.
+            levels: ``(N, 2 * C)``, the means and deviations before standardising.
 
         Returns:
-            Of each item ``(1 + P_i, D)``; ``P_i`` is ``ceil(T_i / L)``.
+            One ``(1 + P_i, D)`` for each item; ``P_i`` is ``ceil(T_i / L)``.
         """
         counts = [num_patches(self.config, one) for one in series]
         hidden = self.patch(self._patches(series))
-        there = _mask(counts, hidden.shape[1], hidden)
+        mask = _mask(counts, hidden.shape[1], hidden)
         for block in self.blocks:
-            hidden = block(hidden, there)
+            hidden = block(hidden, mask)
         hidden = self.norm(torch.cat([self.level(levels)[:, None], hidden], dim=1))
         return [row[: 1 + count] for row, count in zip(hidden.unbind(), counts, strict=True)]
 
     def _patches(self, series: list[torch.Tensor]) -> torch.Tensor:
-        """``(N, P, L * (C + 1))``: values, and beside them whether there is one, as the last patch may lack some."""
+        """``(N, P, L * (C + 1))``: the values, and a mask, since the last patch may lack some values."""
         values = pad_sequence(list(series), batch_first=True)
-        there = _mask([len(one) for one in series], values.shape[1], values)
-        known = torch.cat([values, there], dim=2)
+        mask = _mask([len(one) for one in series], values.shape[1], values)
+        known = torch.cat([values, mask], dim=2)
         missing = -known.shape[1] % self.config.patch_length
         return functional.pad(known, (0, 0, 0, missing)).unflatten(1, (-1, self.config.patch_length)).flatten(2)
 
@@ -129,46 +131,59 @@ class ConvBlock(nn.Module):
         self.act = nn.GELU()
         self.linear = nn.Linear(width, width)
 
-    def forward(self, hidden: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-        """``there`` ``(N, P, 1)`` is 1 at patches, 0 beyond the end of a series."""
-        seen = (self.norm(hidden) * there).transpose(1, 2)
-        return hidden + self.linear(self.act(self.conv(seen).transpose(1, 2)))
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """``mask`` ``(N, P, 1)`` is 1 at patches, 0 beyond the end of a series."""
+        masked = (self.norm(hidden) * mask).transpose(1, 2)
+        return hidden + self.linear(self.act(self.conv(masked).transpose(1, 2)))
 
 
 def _mask(lengths: list[int], longest: int, like: torch.Tensor) -> torch.Tensor:
-    """``(N, longest, 1)``: 1 within each length, 0 beyond. From the host, so that no device is waited for."""
+    """``(N, longest, 1)``: 1 within each length, 0 beyond. Made from lengths on the host, so without a device sync."""
     ends = torch.tensor(lengths).to(like.device, non_blocking=True)
     return (torch.arange(longest, device=like.device) < ends[:, None]).to(like.dtype)[..., None]
 
 
-# --- what the plugin says of it ---------------------------------------------------------------------------------------
+# --- what the core asks about it --------------------------------------------------------------------------------------
+
+
+class SeriesConv(EncoderInterface[SeriesConvConfig]):
+    """Counts the tokens of a :class:`SeriesConvEncoder`, and builds it."""
+
+    def num_tokens(self, config: SeriesConvConfig, encoder_inputs: dict[str, Any]) -> list[int]:
+        """Count the tokens of each item: one for the level, and one for each patch.
+
+        Args:
+            config: the encoder's config.
+            encoder_inputs: ``series`` and ``levels``.
+
+        Example:
+            >>> inputs = {"series": [torch.zeros(1, 1), torch.zeros(16, 1)]}
+            >>> SeriesConv().num_tokens(SeriesConvConfig(patch_length=8), inputs)
+            [2, 3]
+        """
+        return [self.prefix_tokens(config) + num_patches(config, one) for one in encoder_inputs["series"]]
+
+    def prefix_tokens(self, config: SeriesConvConfig) -> int:
+        """One: the token of the level comes before those of patches."""
+        return 1
+
+    def dummy_inputs(self, config: SeriesConvConfig) -> dict[str, Any]:
+        """Make the smallest valid inputs: a series of one value.
+
+        Args:
+            config: the encoder's config.
+        """
+        return {"series": [torch.zeros(1, config.channels)], "levels": torch.zeros(1, 2 * config.channels)}
+
+    def build(self, config: Mapping[str, Any]) -> SeriesConvEncoder:
+        """Build the encoder with fresh weights, when a saved model is loaded.
+
+        Args:
+            config: a :class:`SeriesConvConfig` as plain data.
+        """
+        return SeriesConvEncoder(SeriesConvConfig.from_dict(dict(config)))
 
 
 def num_patches(config: SeriesConvConfig, series: torch.Tensor) -> int:
     """``ceil(T / L)``."""
     return -(-len(series) // config.patch_length)
-
-
-def num_tokens(config: SeriesConvConfig, encoder_inputs: dict[str, Any]) -> list[int]:
-    """Tokens of each item.
-
-    Example:
-        >>> num_tokens(SeriesConvConfig(patch_length=8), {"series": [torch.zeros(1, 1), torch.zeros(16, 1)]})
-        [2, 3]
-    """
-    return [prefix_tokens(config) + num_patches(config, one) for one in encoder_inputs["series"]]
-
-
-def prefix_tokens(config: SeriesConvConfig) -> int:
-    """The token of the level stands before those of patches."""
-    return 1
-
-
-def dummy_inputs(config: SeriesConvConfig) -> dict[str, Any]:
-    """A series of one value."""
-    return {"series": [torch.zeros(1, config.channels)], "levels": torch.zeros(1, 2 * config.channels)}
-
-
-def build_encoder(config: dict[str, Any]) -> SeriesConvEncoder:
-    """The encoder that a saved model describes, with fresh weights."""
-    return SeriesConvEncoder(SeriesConvConfig.from_dict(dict(config)))

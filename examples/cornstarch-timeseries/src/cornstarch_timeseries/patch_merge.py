@@ -1,34 +1,55 @@
 """The ``"patch_merge"`` projector: neighbouring patches become one token, for series of thousands of values.
 
-Merging, norm and linear layer as between the stages of Swin (https://arxiv.org/abs/2103.14030), over time.
+It merges patches as Swin does between its stages (https://arxiv.org/abs/2103.14030), but over time: a norm and a linear
+layer.
 
 Shapes: P patches, D width, k merge factor.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedConfig
 
 from cornstarch_core.errors import CompositionError
+from cornstarch_core.specs import ProjectorInterface
 
-if TYPE_CHECKING:
-    from cornstarch_core import MultimodalProjectorConfig
+__all__ = ["PatchMerge", "PatchMergeProjector"]
 
-__all__ = ["PatchMergeProjector", "num_tokens"]
+
+class PatchMerge(ProjectorInterface):
+    """The projection type ``"patch_merge"``."""
+
+    def build(self, config: PreTrainedConfig) -> PatchMergeProjector:
+        """Make a :class:`PatchMergeProjector`, which describes the config and the errors."""
+        return PatchMergeProjector(config)
+
+    def num_tokens(self, config: PreTrainedConfig, counts: list[int]) -> list[int]:
+        """Count the tokens of each item after the projector: ``ceil(count / merge_factor)``.
+
+        Args:
+            config: the projector's config.
+            counts: tokens of each item before the projector.
+
+        Example:
+            >>> from cornstarch_core import MultimodalProjectorConfig
+            >>> PatchMerge().num_tokens(MultimodalProjectorConfig(merge_factor=4), [513, 4])
+            [129, 1]
+        """
+        return [-(-count // _factor(config)) for count in counts]
 
 
 class PatchMergeProjector(nn.Module):
-    """Projects ``(..., P, in_features)`` to ``(..., ceil(P / k), out_features)``; zeros fill up the last run.
+    """Projects ``(..., P, in_features)`` to ``(..., ceil(P / k), out_features)``; the last run is padded with zeros.
 
     Args:
-        config: ``in_features``, ``out_features`` and ``merge_factor``: patches k that become one token, default 2.
+        config: ``in_features``, ``out_features`` and ``merge_factor``: number of patches k that become one token,
+            default 2.
 
     Raises:
-        CompositionError: a width is missing, or ``merge_factor`` makes no sense.
+        CompositionError: a width is missing, or ``merge_factor`` is not a positive integer.
 
     Example:
         >>> from cornstarch_core import MultimodalProjectorConfig
@@ -37,7 +58,7 @@ class PatchMergeProjector(nn.Module):
         torch.Size([1, 3, 32])
     """
 
-    def __init__(self, config: MultimodalProjectorConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         if config.in_features is None or config.out_features is None:
             raise CompositionError(
@@ -55,18 +76,7 @@ class PatchMergeProjector(nn.Module):
         return self.linear(self.norm(runs))
 
 
-def num_tokens(config: MultimodalProjectorConfig, counts: list[int]) -> list[int]:
-    """Tokens per item after the projector, for those before: ``ceil(count / merge_factor)``.
-
-    Example:
-        >>> from cornstarch_core import MultimodalProjectorConfig
-        >>> num_tokens(MultimodalProjectorConfig(merge_factor=4), [513, 4])
-        [129, 1]
-    """
-    return [-(-count // _factor(config)) for count in counts]
-
-
-def _factor(config: MultimodalProjectorConfig) -> int:
+def _factor(config: PreTrainedConfig) -> int:
     factor = getattr(config, "merge_factor", 2)
     if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
         raise CompositionError(

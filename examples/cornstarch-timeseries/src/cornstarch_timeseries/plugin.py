@@ -1,6 +1,6 @@
-"""What this plugin registers. Imports no torch, transformers or numpy: targets are imported when something is built.
+"""What this plugin registers. Targets are imported when something is built, so this needs no torch and no numpy.
 
-One entry point in ``pyproject.toml`` names this module; that is all it takes to be found.
+One entry point in ``pyproject.toml`` names this module. The core needs nothing else to find the plugin.
 """
 
 from cornstarch_core.hookspecs import hookimpl
@@ -25,8 +25,7 @@ def cornstarch_register_encoders() -> list[EncoderSpec]:
             modality="series",
             classes=("transformers.models.patchtst.modeling_patchtst:PatchTSTModel",),
             input_names=("past_values",),
-            num_tokens=f"{HERE}.patchtst:num_tokens",
-            dummy_inputs=f"{HERE}.patchtst:dummy_inputs",
+            target=f"{HERE}.patchtst:PatchTST",
             layers="encoder.layers",
             processor="series_window",
         ),
@@ -35,45 +34,35 @@ def cornstarch_register_encoders() -> list[EncoderSpec]:
             modality="series",
             classes=(f"{HERE}.conv:SeriesConvEncoder",),
             input_names=("series", "levels"),
-            num_tokens=f"{HERE}.conv:num_tokens",
-            dummy_inputs=f"{HERE}.conv:dummy_inputs",
-            prefix_tokens=f"{HERE}.conv:prefix_tokens",
+            target=f"{HERE}.conv:SeriesConv",
             layers="blocks",
             processor="series",
-            build=f"{HERE}.conv:build_encoder",  # transformers can't make it again, so that loading asks this plugin
         ),
     ]
 
 
 @hookimpl
 def cornstarch_register_processors() -> list[ProcessorSpec]:
-    """``"series"``: series of any length; ``"series_window"``: of the one length that PatchTST takes."""
+    """``"series"``: series of any length; ``"series_window"``: series of the one length that PatchTST takes."""
     return [
         ProcessorSpec(
             name=name,
             modality="series",
-            build=f"{HERE}.processors:{build}",
-            prepare=f"{HERE}.series:prepare_series",
+            target=f"{HERE}.processors:{target}",
             media_names=("series",),
             content_types=("series",),
         )
-        for name, build in (("series", "series_processor"), ("series_window", "window_processor"))
+        for name, target in (("series", "Series"), ("series_window", "SeriesWindow"))
     ]
 
 
 @hookimpl
 def cornstarch_register_callbacks() -> list[CallbackSpec]:
     """``"series"``: one sequence of tokens out of the channels that PatchTST keeps apart."""
-    return [CallbackSpec(name="series", modality="series", build=f"{HERE}.patchtst:series")]
+    return [CallbackSpec(name="series", modality="series", target=f"{HERE}.patchtst:SeriesCallbacks")]
 
 
 @hookimpl
 def cornstarch_register_projectors() -> list[ProjectorSpec]:
     """``"patch_merge"``: one token out of several neighbouring patches."""
-    return [
-        ProjectorSpec(
-            name="patch_merge",
-            build=f"{HERE}.patch_merge:PatchMergeProjector",
-            num_tokens=f"{HERE}.patch_merge:num_tokens",
-        )
-    ]
+    return [ProjectorSpec(name="patch_merge", target=f"{HERE}.patch_merge:PatchMerge")]

@@ -1,32 +1,69 @@
-"""Series to the tensors that encoders take.
+"""The processors ``"series"`` and ``"series_window"``: from series to the tensors that encoders take.
 
-Must not know about tokens or models. What is made here depends on one series at a time, never on the others.
+This module must not know about tokens or models. Each series is processed by itself, independently of the others.
 
 Shapes: N items, T values over time, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from cornstarch_core.errors import MediaError
-from cornstarch_core.specs import EncoderContext
+from cornstarch_core.specs import EncoderContext, ProcessorInterface
 
 from .series import Scaled, prepare_series, standardize
 
-__all__ = ["SeriesProcessor", "WindowProcessor", "series_processor", "window_processor"]
+__all__ = ["Series", "SeriesProcessor", "SeriesWindow", "WindowProcessor"]
+
+
+class Series(ProcessorInterface[ArrayLike]):
+    """Prepares series for a ``SeriesConvEncoder``."""
+
+    def build(self, context: EncoderContext, **callback_options: Any) -> Callable[..., dict[str, Any]]:
+        """Make the processor of an encoder: a :class:`SeriesProcessor`.
+
+        Args:
+            context: the encoder.
+            **callback_options: ignored: no callbacks change how series are prepared.
+        """
+        return SeriesProcessor(context.config.channels, context.config.max_steps)
+
+    def prepare(self, item: ArrayLike) -> np.ndarray:
+        """Check one series and convert it; arguments and errors are those of :func:`prepare_series`."""
+        return prepare_series(item)
+
+
+class SeriesWindow(Series):
+    """Prepares series for a PatchTST."""
+
+    def build(self, context: EncoderContext, **callback_options: Any) -> Callable[..., dict[str, Any]]:
+        """Make the processor of an encoder: a :class:`WindowProcessor`.
+
+        It standardises series if the PatchTST does too. Otherwise the PatchTST was trained on values as they are.
+
+        Args:
+            context: the encoder.
+            **callback_options: ignored: no callbacks change how series are prepared.
+        """
+        config = context.config
+        return WindowProcessor(config.context_length, config.num_input_channels, config.scaling == "std")
+
+
+# --- processors -------------------------------------------------------------------------------------------------------
 
 
 class SeriesProcessor:
-    """Series of any length, standardised one by one, and what that took away.
+    """Standardises series of any length one by one, and keeps their means and deviations as levels.
 
     Args:
-        channels: C, that every series must have.
-        max_steps: most values over time that a series may have.
+        channels: C, the number of channels that every series must have.
+        max_steps: the largest number of values over time that a series may have.
 
     Example:
         >>> inputs = SeriesProcessor()([[1, 2, 3], [5.0] * 10])
@@ -38,7 +75,7 @@ class SeriesProcessor:
         self.channels = channels
         self.max_steps = max_steps
 
-    def __call__(self, items: Sequence[Any], return_tensors: str = "pt") -> dict[str, Any]:
+    def __call__(self, items: Sequence[ArrayLike], return_tensors: str = "pt") -> dict[str, Any]:
         """Make the inputs of a :class:`~cornstarch_timeseries.conv.SeriesConvEncoder`.
 
         Args:
@@ -46,9 +83,9 @@ class SeriesProcessor:
             return_tensors: ``"pt"``.
 
         Returns:
-            ``series``: list of ``(T_i, C)`` float32, each channel with mean 0 and deviation 1; ``levels``:
-            ``(N, 2 * C)`` float32: asinh of each channel's mean, then of each one's deviation, since they range over
-            magnitudes.
+            ``series``, a list of ``(T_i, C)`` float32, each channel with mean 0 and deviation 1; and ``levels``,
+            ``(N, 2 * C)`` float32: of each channel's mean, then of each channel's deviation, the asinh, since they
+            range over orders of magnitude.
 
         Raises:
             MediaError: a series is too long, or has another number of channels.
@@ -75,17 +112,17 @@ class SeriesProcessor:
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> SeriesProcessor:
-        """Make it again."""
+        """Make a processor from what :meth:`to_dict` gives."""
         return cls(**settings)
 
 
 class WindowProcessor:
-    """Series of one length, for PatchTST.
+    """Stacks series of one length, for PatchTST.
 
     Args:
-        length: values over time that every series must have.
-        channels: C, that every series must have.
-        scale: whether to standardise them, as PatchTST does itself once more.
+        length: the number of values over time that every series must have.
+        channels: C, the number of channels that every series must have.
+        scale: whether to standardise them, as PatchTST itself does again.
 
     Example:
         >>> WindowProcessor(length=4)([[1, 2, 3, 4]])["past_values"].shape
@@ -97,8 +134,15 @@ class WindowProcessor:
         self.channels = channels
         self.scale = scale
 
-    def __call__(self, items: Sequence[Any], return_tensors: str = "pt") -> dict[str, Any]:
-        """``past_values``, ``(N, length, C)`` float32, of series as ``prepare_series`` takes them.
+    def __call__(self, items: Sequence[ArrayLike], return_tensors: str = "pt") -> dict[str, Any]:
+        """Make the inputs of a PatchTST.
+
+        Args:
+            items: series, as :func:`~cornstarch_timeseries.series.prepare_series` takes them.
+            return_tensors: ``"pt"``.
+
+        Returns:
+            ``past_values``, ``(N, length, C)`` float32.
 
         Raises:
             MediaError: a series has another length, or another number of channels.
@@ -125,7 +169,7 @@ class WindowProcessor:
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> WindowProcessor:
-        """Make it again."""
+        """Make a processor from what :meth:`to_dict` gives."""
         return cls(**settings)
 
 
@@ -136,26 +180,13 @@ def _check_tensors(wanted: str) -> None:
 
 def _check_channels(values: np.ndarray, channels: int) -> None:
     if values.shape[1] != channels:
-        turned = " It looks turned: give its transpose." if len(values) == channels else ""
+        transposed = len(values) == channels
+        advice = "It looks transposed: give its transpose." if transposed else "Give as many as the encoder takes."
         raise MediaError(
             f"series: of shape {values.shape}, so {values.shape[1]} channels; this encoder takes {channels}, in the "
-            f"last axis.{turned or ' Give those it was made for.'}"
+            f"last axis. {advice}"
         )
 
 
 def _level(scaled: Scaled) -> torch.Tensor:
     return torch.from_numpy(np.arcsinh([*scaled.mean, *scaled.deviation]).astype(np.float32))
-
-
-# --- for an encoder ---------------------------------------------------------------------------------------------------
-
-
-def series_processor(context: EncoderContext, **callback_options: Any) -> SeriesProcessor:
-    """The processor of a ``SeriesConvEncoder``."""
-    return SeriesProcessor(context.config.channels, context.config.max_steps)
-
-
-def window_processor(context: EncoderContext, **callback_options: Any) -> WindowProcessor:
-    """The processor of a PatchTST. One that does not standardise by itself was trained on values as they are."""
-    config = context.config
-    return WindowProcessor(config.context_length, config.num_input_channels, config.scaling == "std")

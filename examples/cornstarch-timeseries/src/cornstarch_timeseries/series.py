@@ -1,6 +1,6 @@
-"""One series: its check and conversion, and what is scaled out of it.
+"""One series: its check and conversion, and its standardisation.
 
-Must not know about encoders, patches or tokens.
+This module must not know about encoders, patches or tokens.
 
 Shapes: T values over time, C channels.
 """
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from cornstarch_core.errors import MediaError
 
@@ -22,19 +22,20 @@ _LARGEST = float(np.finfo(np.float32).max)
 _RESOLUTION = float(np.finfo(np.float32).eps)
 
 
-def prepare_series(item: Any) -> np.ndarray:
+def prepare_series(item: ArrayLike) -> np.ndarray:
     """Check one series and convert it.
 
     Args:
         item: numbers over time, ``(T,)`` or ``(T, C)``: a numpy array, a list or tuple, a tensor of any device and
             dtype, a pandas Series or DataFrame, or anything else that numpy makes an array of. Integers and booleans
-            are taken for what they are.
+            are converted without scaling.
 
     Returns:
         ``(T, C)`` float64; it may share memory with the item.
 
     Raises:
-        MediaError: not numbers, of another shape, empty, or with values that are NaN, infinite or beyond float32.
+        MediaError: the item has no numbers, another shape, no values, or values that are NaN, infinite or beyond
+            float32.
 
     Example:
         >>> prepare_series([1, 2, 4]).tolist()
@@ -55,16 +56,16 @@ def prepare_series(item: Any) -> np.ndarray:
     return values
 
 
-def _as_array(item: Any) -> np.ndarray:
+def _as_array(item: object) -> np.ndarray:
     if isinstance(item, (str, bytes, Mapping)):
         raise MediaError(f"series: a {type(item).__name__} is no series; read it first, and give its numbers.")
     try:
         if isinstance(item, torch.Tensor):
             item = item.detach().cpu().double().numpy()  # numpy has no bfloat16
         array = np.asarray(item)
-        if array.dtype.kind == "O":  # pandas' numbers that may be missing; numpy names what is no number
+        if array.dtype.kind == "O":  # pandas' nullable numbers; numpy's error names an entry that is no number
             array = array.astype(np.float64)
-    except Exception as error:  # whatever numpy, pandas or torch make of something else
+    except Exception as error:  # numpy, pandas and torch raise all kinds of errors
         raise MediaError(f"series: this {type(item).__name__} is no array of numbers: {error}") from error
     if array.dtype.kind not in "biuf":
         raise MediaError(f"series: values of dtype {array.dtype}; expected numbers. Convert them, or leave them out.")
@@ -84,12 +85,12 @@ def _check_values(values: np.ndarray) -> None:
 
 @dataclass(frozen=True, eq=False)  # arrays have no equality that is true or false
 class Scaled:
-    """A series without its level and scale.
+    """A standardised series.
 
     Args:
-        values: ``(T, C)`` float64: each channel with mean 0 and deviation 1; all 0 where a channel is constant.
-        mean: ``(C,)`` float64, what was subtracted.
-        deviation: ``(C,)`` float64, what was divided by; 0 where a channel is constant.
+        values: ``(T, C)`` float64: each channel has mean 0 and deviation 1, or only zeros if it is constant.
+        mean: ``(C,)`` float64, the means before.
+        deviation: ``(C,)`` float64, the deviations before; 0 for a constant channel.
     """
 
     values: np.ndarray
@@ -98,11 +99,11 @@ class Scaled:
 
 
 def standardize(values: np.ndarray) -> Scaled:
-    """Scale each channel of one series by its own mean and deviation, so that only its shape is left.
+    """Standardise each channel of one series by its own mean and deviation, so that only its shape is left.
 
-    In float64, and not inside the model: one that computes in bfloat16 keeps 8 bits of a value, and the waves of a
-    series around 1000 would be gone before it subtracts the mean. A channel whose deviation is below float32's
-    resolution counts as constant.
+    This is done in float64, and not inside the model: a model in bfloat16 keeps 8 bits of a value, and would lose the
+    shape of a series around 1000 before it subtracts the mean. A channel whose deviation is below float32's resolution
+    counts as constant.
 
     Args:
         values: ``(T, C)`` float64.

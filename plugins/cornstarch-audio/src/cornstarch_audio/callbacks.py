@@ -1,7 +1,7 @@
-"""The callback ``"audio"``: the mask that an encoder needs, and only the frames that hold sound.
+"""The callbacks ``"audio"``: the mask that an encoder needs, and only the frames of audio, without those of padding.
 
-Frames of padding are of no use to a language model, and frames of sound must not depend on what a clip is batched with.
-What an encoder needs for that is in :mod:`cornstarch_audio.families`; here it is done.
+A language model has no use for frames of padding, and the frames of a clip must not depend on the other clips in its
+batch. What each encoder needs for that is in :mod:`cornstarch_audio.families`.
 
 Shapes: R rows, which are clips or windows of clips, T frames a row, D width.
 """
@@ -15,89 +15,100 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 
 from cornstarch_core.errors import CompositionError, InputError
-from cornstarch_core.specs import EncoderContext, ModalCallbacks
+from cornstarch_core.specs import CallbacksInterface, EncoderContext, ModalCallbacks
 
 from .families import LENGTHS, MASKS, WINDOWS, Family, family_of
 
-__all__ = ["SoundFrames", "audio"]
+__all__ = ["AudioCallbacks", "AudioFrames"]
 
-_ROWS = "row_lengths"  # how preprocess tells the run about lengths: given inputs of callbacks never get there
+_ROWS = "row_lengths"  # an input that preprocess adds for run, which never gets the inputs that only callbacks read
+
+Output = BaseModelOutput | tuple[Any, ...]
 
 
-def audio(context: EncoderContext, keep_padding: bool = False) -> ModalCallbacks:
-    """Pass on the frames that hold sound: a list of one ``(frames, width)`` a clip, in the encoder's dtype.
+class AudioCallbacks(CallbacksInterface):
+    """Makes the ``"audio"`` callbacks."""
 
-    A clip's frames are the same whatever it is batched with. Where a mask makes them so, the encoder gets one. Where
-    none can, because the encoder mixes frames in other places than attention, clips are run apart, those of one length
-    together. A clip that takes several windows gives the frames of all of them, one after another.
+    def build(self, context: EncoderContext, keep_padding: bool = False) -> ModalCallbacks:
+        """Pass on the frames of audio: a list with one ``(frames, width)`` for each clip, in the encoder's dtype.
 
-    Args:
-        context: the encoder.
-        keep_padding: keep all frames of a window, also those of silence after the sound, as Voxtral does.
+        The frames of a clip don't depend on the other clips in its batch. If a mask is enough for that, the encoder
+        gets a mask. If it isn't, because the encoder mixes frames outside of attention, clips are encoded separately,
+        those of one length together. A clip that takes several windows gives the frames of all of them, in order.
 
-    Returns:
-        Callbacks that read ``audio_lengths`` and ``audio_windows``, lists on the host, which
-        :class:`~cornstarch_audio.extractors.AudioFeatureExtractor` makes; or the mask of a Hugging Face processor,
-        which costs a device sync. Without either, all of the input counts as sound.
+        Args:
+            context: the encoder.
+            keep_padding: keep all frames of a window, including those of the padding after the audio, as Voxtral does.
 
-    Raises:
-        CompositionError: the encoder is none that this plugin knows, or has no window to keep.
+        Returns:
+            Callbacks that read ``audio_lengths`` and ``audio_windows``, lists on the host, which
+            :class:`~cornstarch_audio.extractors.AudioFeatureExtractor` makes; or the mask of a Hugging Face processor,
+            which costs a device sync. Without either, the whole input counts as audio.
 
-    Example:
-        >>> from cornstarch_core.specs import EncoderContext
-        >>> from transformers import WhisperConfig
-        >>> context = EncoderContext(key="audio", config=WhisperConfig(), hidden_size=256, text_hidden_size=64)
-        >>> callbacks = audio(context)
-        >>> callbacks.num_tokens({"audio_lengths": [100, 3000, 7], "audio_windows": [1, 2]}, [1500, 3000])
-        [50, 1504]
-    """
-    family = family_of(context.config, context.key)
-    if keep_padding and family.window is None:
-        raise CompositionError(
-            f"{context.key}: keep_padding=True, but this encoder takes clips of any length and has no window to keep."
+        Raises:
+            CompositionError: this plugin doesn't know the encoder, or ``keep_padding`` is given for an encoder without
+                windows.
+
+        Example:
+            >>> from cornstarch_core.specs import EncoderContext
+            >>> from transformers import WhisperConfig
+            >>> context = EncoderContext(key="audio", config=WhisperConfig(), hidden_size=256, text_hidden_size=64)
+            >>> count = AudioCallbacks().build(context).num_tokens_before_projector
+            >>> count({"audio_lengths": [100, 3000, 7], "audio_windows": [1, 2]}, [1500, 3000])
+            [50, 1504]
+        """
+        family = family_of(context.config, context.key)
+        if keep_padding and family.window is None:
+            raise CompositionError(
+                f"{context.key}: keep_padding=True, but this encoder takes clips of any length and has no window to "
+                "keep."
+            )
+        frames = AudioFrames(context.key, context.config, keep_padding)
+        return ModalCallbacks(
+            prepare_on_host=frames.prepare,
+            preprocess=frames.mask,
+            run_module=frames.run,
+            data_dependent_calls=frames.runs_separately,
+            postprocess_module=frames.select,
+            num_tokens_before_projector=frames.num_tokens,
+            input_names=(LENGTHS, WINDOWS, *MASKS),
         )
-    frames = SoundFrames(context.key, context.config, keep_padding)
-    return ModalCallbacks(
-        process=frames.prepare,
-        preprocess=frames.mask,
-        run_module=frames.run,
-        calls_vary=frames.runs_apart,
-        postprocess_module=frames.select,
-        num_tokens=frames.num_tokens,
-        input_names=(LENGTHS, WINDOWS, *MASKS),
-    )
 
 
 @dataclass(frozen=True)
-class SoundFrames:
-    """What ``"audio"`` was asked for, and how it is done.
+class AudioFrames:
+    """Which frames to pass on, and how to get them.
 
     Args:
         key: modality, for messages.
-        config: the encoder's; its attention implementation is read when it runs.
+        config: the encoder's config; its attention implementation is read when the encoder runs.
         keep_padding: whether all frames of a window are kept.
     """
 
     key: str
-    config: Any
+    config: PreTrainedConfig
     keep_padding: bool = False
 
     @property
     def family(self) -> Family:
-        """What is particular about the encoder; looked up, so that this can be sent to another process."""
+        """What is particular about the encoder. It is looked up, since functions in it can't be pickled."""
         return family_of(self.config, self.key)
 
     # --- counting -----------------------------------------------------------------------------------------------------
 
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs with ``audio_lengths`` and ``audio_windows``; those that have them go through as they are.
+        """Add ``audio_lengths`` and ``audio_windows`` to the inputs, unless they have both.
+
+        Args:
+            inputs: what a feature extractor gives.
 
         Raises:
-            InputError: the sound is missing, or its mask is of another kind.
+            InputError: the encoder's main input is missing, or the mask is not one over lengths.
         """
         if LENGTHS in inputs and WINDOWS in inputs:
             return inputs
@@ -112,12 +123,17 @@ class SoundFrames:
         if mask.dim() != 2:
             raise InputError(
                 f"{self.key}: a mask of shape {tuple(mask.shape)}; expected one over lengths, ({len(rows)}, length). "
-                "The encoder's own is made here."
+                "The callback makes the encoder's own mask from it."
             )
         return mask.long().sum(-1).tolist()
 
     def num_tokens(self, encoder_inputs: dict[str, Any], counts: list[int]) -> list[int]:
-        """Frames of each clip that are passed on."""
+        """Count the frames of each clip that are passed on.
+
+        Args:
+            encoder_inputs: inputs as :meth:`prepare` returns them.
+            counts: the frames that the encoder gives for each clip.
+        """
         frames = iter(self._frames(encoder_inputs[LENGTHS]))
         return [sum(islice(frames, windows)) for windows in encoder_inputs[WINDOWS]]
 
@@ -135,13 +151,20 @@ class SoundFrames:
     # --- running ------------------------------------------------------------------------------------------------------
 
     def mask(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs with the mask that the encoder takes."""
+        """Add the mask that the encoder takes to the inputs.
+
+        Args:
+            inputs: what a feature extractor gives; prepared or not.
+
+        Raises:
+            InputError: lengths, windows and rows don't fit.
+        """
         inputs = self.prepare(inputs)
         rows, lengths = self._main(inputs), inputs[LENGTHS]
         if len(rows) != len(lengths) or sum(inputs[WINDOWS]) != len(lengths):
             raise InputError(
-                f"{self.key}: {self.family.main} has {len(rows)} rows, {LENGTHS} tells of {len(lengths)} and {WINDOWS} "
-                f"of {sum(inputs[WINDOWS])}; were they re-batched apart from each other?"
+                f"{self.key}: {self.family.main} has {len(rows)} rows, {LENGTHS} is for {len(lengths)} and {WINDOWS} "
+                f"for {sum(inputs[WINDOWS])}; were they re-batched separately?"
             )
         inputs = {**inputs, _ROWS: lengths}
         if self.config.model_type == "qwen2_audio_encoder":
@@ -152,7 +175,7 @@ class SoundFrames:
         return inputs
 
     def _attention_mask(self, rows: torch.Tensor, lengths: Sequence[int]) -> Any:
-        """Qwen2-Audio's encoder takes a ready attention mask over the frames that its convolutions give."""
+        """The attention mask over the frames of the convolutions, which Qwen2-Audio's encoder takes."""
         whole, *frames = (-(-length // 2) for length in (rows.shape[-1], *lengths))
         if all(length == whole for length in frames):
             return None
@@ -160,50 +183,65 @@ class SoundFrames:
             config=self.config,
             inputs_embeds=rows.new_empty(len(rows), whole, 1),
             attention_mask=_mask(frames, whole, rows.device),
-            allow_is_bidirectional_skip=False,  # to find out whether it may be left out would cost a device sync
+            allow_is_bidirectional_skip=False,  # deciding whether to skip the mask would cost a device sync
         )
 
     @property
-    def runs_apart(self) -> bool:
-        """Whether rows of different lengths can't be run at once: no mask would make their frames the same."""
+    def runs_separately(self) -> bool:
+        """Whether rows of different lengths are encoded separately: with any mask, their frames depend on padding."""
         return self.family.window is None and not self.family.masks(self.config)
 
     def run(self, module: nn.Module, inputs: dict[str, Any]) -> Any:
-        """Run the encoder: all rows at once where that gives the same frames, else those of one length at once."""
+        """Run the encoder on all rows at once, or on those of one length at a time.
+
+        Args:
+            module: the encoder.
+            inputs: inputs as :meth:`mask` returns them, without those that only callbacks read.
+
+        Raises:
+            CompositionError: another ``preprocess_callback`` stands in place of :meth:`mask`.
+        """
         lengths = inputs.pop(_ROWS, None)
         if lengths is None:
             raise CompositionError(
-                f"{self.key}: a preprocess_callback stands in place of that of 'audio', which makes what the encoder "
-                "needs. Compose without it, or give all of them yourself: cornstarch_audio.callbacks.audio makes them."
+                f"{self.key}: your preprocess_callback replaces that of 'audio', which makes what the encoder needs. "
+                "Compose without it, or call the preprocess of cornstarch_audio.callbacks.AudioCallbacks in it."
             )
-        if not self.runs_apart:
+        if not self.runs_separately:
             return module(**inputs)
         if self.family.mask_name is not None:
             inputs.pop(self.family.mask_name, None)
-        return _run_apart(module, self.family.main, lengths, inputs)
+        return _run_separately(module, self.family.main, lengths, inputs)
 
-    def select(self, inputs: dict[str, Any], output: Any) -> Any:
-        """``output`` with the frames that are passed on, a list of one ``(frames, D)`` a clip, for ``(R, T, D)``."""
+    def select(self, inputs: dict[str, Any], output: Output) -> Output:
+        """Replace the features ``(R, T, D)`` by a list with one ``(frames, D)`` for each clip.
+
+        Args:
+            inputs: inputs as :meth:`prepare` returns them.
+            output: what the encoder gives.
+        """
         kept = self._frames(inputs[LENGTHS])
         # unbound first, so that each slice's gradient is as large as its row, not as all rows
         rows = [row[:length] for row, length in zip(self._rows(output[0]), kept, strict=True)]
         parts = iter(rows)
         clips = [_joined(list(islice(parts, windows))) for windows in inputs[WINDOWS]]
-        return (clips, *output[1:]) if isinstance(output, tuple) else replace(output, last_hidden_state=clips)
+        if isinstance(output, tuple):
+            return (clips, *output[1:])
+        return replace(output, last_hidden_state=clips)  # type: ignore[arg-type]  # a list is fine here
 
-    def _rows(self, hidden: Any) -> Sequence[torch.Tensor]:
-        """One ``(T, D)`` a row, moment after moment, without what stands before the frames."""
+    def _rows(self, hidden: torch.Tensor | list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """One ``(T, D)`` for each row, ordered by time, without the prefix."""
         if not isinstance(hidden, torch.Tensor):
             return hidden
-        hidden = hidden[:, self.family.prefix :]
+        frames: torch.Tensor = hidden[:, self.family.prefix :]
         patches = self.family.per_moment(self.config)
         if patches > 1:
-            hidden = hidden.unflatten(1, (patches, -1)).transpose(1, 2).flatten(1, 2)
-        return hidden.unbind()
+            frames = frames.unflatten(1, (patches, -1)).transpose(1, 2).flatten(1, 2)
+        return frames.unbind()
 
 
 @torch.compiler.disable  # it would compile anew for every set of lengths
-def _run_apart(module: nn.Module, main: str, lengths: Sequence[int], inputs: dict[str, Any]) -> Any:
+def _run_separately(module: nn.Module, main: str, lengths: Sequence[int], inputs: dict[str, Any]) -> Output:
     """Run the encoder on the rows of one length at a time, without their padding."""
     rows = inputs.pop(main)
     frames: list[Any] = [None] * len(lengths)
@@ -217,7 +255,7 @@ def _run_apart(module: nn.Module, main: str, lengths: Sequence[int], inputs: dic
 
 
 def _mask(lengths: Sequence[int], longest: int, device: torch.device) -> torch.Tensor:
-    """``(R, longest)`` bool: true within each length."""
+    """``(R, longest)`` bool, true within each length."""
     ends = torch.tensor(lengths).to(device, non_blocking=True)
     return torch.arange(longest, device=device) < ends[:, None]
 

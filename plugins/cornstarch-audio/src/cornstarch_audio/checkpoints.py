@@ -1,10 +1,11 @@
-"""Hugging Face's Qwen2-Audio, Voxtral and Audio Flamingo 3 checkpoints in and out.
+"""Hugging Face's Qwen2-Audio, Voxtral and Audio Flamingo 3 checkpoints.
 
-What towers, decoders and heads have in common, whatever they see or hear, is :mod:`cornstarch_core.families`' to know.
+What all such families have in common, for any modality, is in :mod:`cornstarch_core.interop`.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any, ClassVar
 
 from torch import nn
@@ -12,6 +13,8 @@ from transformers import (
     AudioFlamingo3Config,
     AudioFlamingo3ForConditionalGeneration,
     AudioFlamingo3Processor,
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
@@ -23,18 +26,18 @@ from transformers import (
 )
 
 from cornstarch_core import ModalEncoderModule, MultimodalProcessor, MultimodalProjector, MultimodalProjectorConfig
-from cornstarch_core.families import CheckpointFamily, adopt_layers
+from cornstarch_core.interop import CheckpointFamily, adopt_layers
 
 from .extractors import AudioFeatureExtractor
 from .frame_stack import FrameStackProjector
 
-__all__ = ["AUDIO_FLAMINGO3", "QWEN2_AUDIO", "VOXTRAL"]
+__all__ = ["AudioFlamingo3Family", "Qwen2AudioFamily", "VoxtralFamily"]
 
-_VOXTRAL_TOKEN_ID = 24  # fixed in transformers' code (5.23)
+_VOXTRAL_TOKEN_ID = 24  # a constant in transformers' code (5.23)
 
 
 class AudioFamily(CheckpointFamily):
-    """A family of checkpoints with a tower that is kin to Whisper's encoder."""
+    """A family of checkpoints whose tower is related to Whisper's encoder."""
 
     callback = "cornstarch-audio/audio"
     key = "audio"
@@ -45,71 +48,72 @@ class AudioFamily(CheckpointFamily):
     token = "audio_token"
     media_processor = "feature_extractor"
     keeps_padding: ClassVar[bool] = False
-    """Whether the decoder gets the frames of silence after the sound, too."""
+    """Whether the decoder gets the frames of the padding after the audio, too."""
     projector_type: ClassVar[str]
-    """Of the projector that the class has."""
+    """Type of the projector that the family's class has."""
 
-    def options(self, config: Any) -> dict[str, Any]:
-        """The callback's options for a config of theirs."""
+    def options(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """The callbacks' options for a config of this family."""
         return {"keep_padding": True} if self.keeps_padding else {}
 
     def settings(self, encoder: ModalEncoderModule, options: dict[str, Any]) -> dict[str, Any]:
-        """No entries of their config; the frames that are passed on have to be theirs.
+        """Check the callbacks' options; there are no entries for them in the family's config.
 
         Raises:
-            CheckpointError: they pass on others.
+            CheckpointError: the family's class passes on other frames.
         """
         if options["keep_padding"] != self.keeps_padding:
             raise self.refusal(
-                f"keep_padding={options['keep_padding']}, and that class has the other. Compose with "
+                f"keep_padding={options['keep_padding']}, but that class does the opposite. Compose with "
                 f"callback_options={{'keep_padding': {self.keeps_padding}}} and train on that."
             )
         return {}
 
     def projection(self, encoder: ModalEncoderModule) -> nn.Module:
-        """The projector's layers, if it is of their type.
+        """The projector's layers.
 
         Raises:
-            CheckpointError: it is of another.
+            CheckpointError: the projector is of another type than the family's.
         """
         projector = encoder.projector
         kind = "custom" if projector.is_custom else projector.config.projection_type
         if kind != self.projector_type:
             raise self.refusal(
                 f"its projector is of type {kind!r}; that class has one of type {self.projector_type!r}. Compose with "
-                "that one, and train it."
+                "that type, and train it."
             )
         return projector.projection
 
     def check_media_processor(self, encoder: ModalEncoderModule, media_processor: Any) -> None:
-        """Refuse a feature extractor that their processor could not use.
+        """Refuse a feature extractor that the family's processor can't use.
 
         Raises:
-            CheckpointError: it is not Whisper's, or by itself it pads clips to another window than the encoder's.
+            CheckpointError: it is not Whisper's, or it pads clips to another window than the encoder's.
         """
         extractor = _unwrapped(media_processor)
         super().check_media_processor(encoder, extractor)
         if not isinstance(extractor, WhisperFeatureExtractor):
             raise self.refusal(
                 f"its feature extractor is a {type(extractor).__name__}, and that class's processor works with a "
-                f"WhisperFeatureExtractor only. Leave {encoder.key!r} out of MultimodalProcessor(processors=...), and "
-                "the right one is made; or export without processor=."
+                f"WhisperFeatureExtractor only. Leave {encoder.key!r} out of MultimodalProcessor(processors=...) to "
+                "get the right one, or export without processor=."
             )
-        if extractor.n_samples != media_processor.window:  # ours pads to the window, theirs as the extractor says
+        # AudioFeatureExtractor pads to the encoder's window, the family's processor to the extractor's own length
+        if extractor.n_samples != media_processor.window:
             raise self.refusal(
-                f"its feature extractor pads clips to {extractor.n_samples:,} samples by itself, and the encoder takes "
+                f"its feature extractor pads clips to {extractor.n_samples:,} samples by itself, but the encoder takes "
                 f"{media_processor.window:,}. Give one whose chunk_length, in whole seconds, fits; or export without "
                 "processor=."
             )
 
     def processor_arguments(self, encoder: ModalEncoderModule, processor: MultimodalProcessor) -> dict[str, Any]:
-        """What their processor is made with: of our feature extractor the one of transformers that is inside."""
+        """The arguments of the family's processor, with transformers' feature extractor in place of the wrapper."""
         arguments = super().processor_arguments(encoder, processor)
         return {**arguments, self.media_processor: _unwrapped(arguments[self.media_processor])}
 
 
 class Qwen2AudioFamily(AudioFamily):
-    """Qwen2-Audio: frames of sound through one linear layer."""
+    """Qwen2-Audio: frames of audio through one linear layer."""
 
     config_class = Qwen2AudioConfig
     model_class = Qwen2AudioForConditionalGeneration
@@ -117,36 +121,36 @@ class Qwen2AudioFamily(AudioFamily):
     token_id_argument = "audio_token_index"
     projector_type = "linear"
 
-    def projector(self, theirs: Any) -> MultimodalProjector:
-        """A ``"linear"`` one with their very layer."""
+    def projector(self, theirs: PreTrainedModel) -> MultimodalProjector:
+        """A ``"linear"`` projector that holds their layer."""
         layer = theirs.model.multi_modal_projector.linear
         config = MultimodalProjectorConfig(in_features=layer.in_features, out_features=layer.out_features)
         return adopt_layers(config, layer)
 
     def projection(self, encoder: ModalEncoderModule) -> nn.Module:
-        """The linear layer, under their name for it."""
+        """The linear layer, under the family's name for it."""
         return nn.ModuleDict({"linear": super().projection(encoder)})
 
 
 class AudioFlamingo3Family(AudioFamily):
-    """Audio Flamingo 3: frames of sound through an MLP."""
+    """Audio Flamingo 3: frames of audio through an MLP."""
 
     config_class = AudioFlamingo3Config
     model_class = AudioFlamingo3ForConditionalGeneration
     processor_class = AudioFlamingo3Processor
     projector_type = "mlp"
 
-    def projector(self, theirs: Any) -> MultimodalProjector:
-        """An ``"mlp"`` of their very layers; where they have no biases, a ``"frame_stack"`` of single frames."""
+    def projector(self, theirs: PreTrainedModel) -> MultimodalProjector:
+        """An ``"mlp"`` that holds their layers; if they have no biases, a ``"frame_stack"`` of single frames."""
         if theirs.config.projector_bias:
             return _adopted(theirs, projection_type=self.projector_type)
         return _adopted(theirs, projection_type="frame_stack", **_without_biases(1))
 
     def projection(self, encoder: ModalEncoderModule) -> nn.Module:
-        """The MLP, or the one without biases.
+        """The MLP, with or without biases.
 
         Raises:
-            CheckpointError: the projector is another.
+            CheckpointError: the projector is of another kind.
         """
         projection = encoder.projector.projection
         if isinstance(projection, FrameStackProjector) and _stacking(projection) == _without_biases(1):
@@ -154,7 +158,7 @@ class AudioFlamingo3Family(AudioFamily):
         return super().projection(encoder)
 
     def projector_settings(self, encoder: ModalEncoderModule) -> dict[str, Any]:
-        """Entries of their config for the MLP."""
+        """Entries of the family's config for the MLP."""
         projector = encoder.projector
         return {
             "projector_hidden_act": projector.config.activation,
@@ -171,40 +175,44 @@ class VoxtralFamily(AudioFamily):
     keeps_padding = True
     projector_type = "frame_stack"
 
-    def projector(self, theirs: Any) -> MultimodalProjector:
-        """A ``"frame_stack"`` one of their very layers."""
+    def projector(self, theirs: PreTrainedModel) -> MultimodalProjector:
+        """A ``"frame_stack"`` projector that holds their layers."""
         width = theirs.config.audio_config.hidden_size
         stacked = theirs.model.multi_modal_projector.linear_1.in_features
         settings = {"in_features": width, **_without_biases(stacked // width)}
         return _adopted(theirs, projection_type=self.projector_type, **settings)
 
     def projection(self, encoder: ModalEncoderModule) -> nn.Module:
-        """The layers behind the stacking.
+        """The layers after the stacking.
 
         Raises:
-            CheckpointError: the projector is another, or stacks other than that class.
+            CheckpointError: the projector is of another type, or has other options than the family's.
         """
         projection: Any = super().projection(encoder)
         config = encoder.module.config
         found, wanted = _stacking(projection), _without_biases(config.intermediate_size // config.hidden_size)
         if found != wanted or config.max_source_positions % projection.stack_factor:
             raise self.refusal(
-                f"its projector has {_said(found)}, for windows of {config.max_source_positions} frames; that class "
-                f"has {_said(wanted)}, as its encoder's intermediate_size says, and windows that stacks divide. "
-                f"Compose with MultimodalProjectorConfig(projection_type={self.projector_type!r}, {_said(wanted)}, "
+                f"its projector has {_written(found)}, for windows of {config.max_source_positions} frames; that class "
+                f"has {_written(wanted)}, as its encoder's intermediate_size says, and windows of whole stacks. "
+                f"Compose with MultimodalProjectorConfig(projection_type={self.projector_type!r}, {_written(wanted)}, "
                 "...), and train it."
             )
         return projection
 
     def projector_settings(self, encoder: ModalEncoderModule) -> dict[str, Any]:
-        """Entries of their config for the MLP."""
+        """Entries of the family's config for the MLP."""
         return {"projector_hidden_act": encoder.projector.config.activation}
 
-    def load_processor(self, folder: Any, **kwargs: Any) -> dict[str, Any]:
+    def load_processor(self, folder: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint's processor, with a tokenizer that finds placeholders in a text.
 
-        Where mistral-common is installed theirs has one that takes them for plain text (5.23); of the same file
-        tokenizers makes one that gives the same ids, and knows them.
+        If mistral-common is installed, transformers 5.23 loads a tokenizer that reads placeholders as plain text. The
+        tokenizer that is loaded here instead, from the same file, gives the same ids and knows placeholders.
+
+        Args:
+            folder: a folder or a hub name.
+            **kwargs: as in ``ProcessorMixin.from_pretrained``.
         """
         arguments = super().load_processor(folder, **kwargs)
         if not hasattr(arguments["tokenizer"], "get_added_vocab"):
@@ -212,46 +220,38 @@ class VoxtralFamily(AudioFamily):
         return arguments
 
     def processor_arguments(self, encoder: ModalEncoderModule, processor: MultimodalProcessor) -> dict[str, Any]:
-        """Feature extractor and tokenizer: the rest is fixed in their processor.
+        """Feature extractor and tokenizer; the rest is constant in the family's processor.
 
         Raises:
-            CheckpointError: the placeholder has another id than the one that is fixed.
+            CheckpointError: the placeholder has another id than the constant one.
         """
         token, token_id = processor.tokens[encoder.key], processor.token_ids[encoder.key]
         if token_id != _VOXTRAL_TOKEN_ID:
             raise self.refusal(
-                f"its placeholder {token!r} has id {token_id}, and that class's processor takes {_VOXTRAL_TOKEN_ID} "
-                "for it, whatever the tokenizer. Take the tokenizer of a Voxtral, or export without processor=."
+                f"its placeholder {token!r} has id {token_id}, but that class's processor uses {_VOXTRAL_TOKEN_ID} "
+                "with every tokenizer. Use the tokenizer of a Voxtral, or export without processor=."
             )
         arguments = super().processor_arguments(encoder, processor)
         return {name: arguments[name] for name in (self.media_processor, "tokenizer")}
 
 
-QWEN2_AUDIO = Qwen2AudioFamily()
-"""Qwen2-Audio."""
-AUDIO_FLAMINGO3 = AudioFlamingo3Family()
-"""Audio Flamingo 3."""
-VOXTRAL = VoxtralFamily()
-"""Voxtral."""
-
-
 def _without_biases(frames: int) -> dict[str, Any]:
-    """Options of a ``"frame_stack"`` projector that is nothing but two linear layers, without biases, and stacking."""
+    """Options of a ``"frame_stack"`` projector of stacking and two linear layers without biases."""
     return {"stack_factor": frames, "norm": False, "bias": False}
 
 
 def _stacking(projection: FrameStackProjector) -> dict[str, Any]:
-    """The same options of one that is there."""
+    """The same options, of a given projector."""
     norm, bias = isinstance(projection.norm_before, nn.RMSNorm), projection.linear_1.bias is not None
     return {"stack_factor": projection.stack_factor, "norm": norm, "bias": bias}
 
 
-def _said(options: dict[str, Any]) -> str:
+def _written(options: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
-def _adopted(theirs: Any, **settings: Any) -> MultimodalProjector:
-    """A projector of the layers ``linear_1`` and ``linear_2`` of theirs."""
+def _adopted(theirs: PreTrainedModel, **settings: Any) -> MultimodalProjector:
+    """A projector that holds ``linear_1`` and ``linear_2`` of a model of this family."""
     projection = theirs.model.multi_modal_projector
     widths = {"in_features": projection.linear_1.in_features, "out_features": projection.linear_2.out_features}
     activation = theirs.config.projector_hidden_act

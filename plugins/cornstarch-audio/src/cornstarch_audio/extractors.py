@@ -1,8 +1,8 @@
-"""Feature extraction: Hugging Face's own extractor of an encoder's family, for clips of any length and rate.
+"""The processor ``"audio"``: the Hugging Face feature extractor of an encoder's family, for clips of any length.
 
-An extractor of transformers cuts off what is longer than the encoder's window, and says in a mask, or not at all, how
-much of its output is sound. :class:`AudioFeatureExtractor` makes several windows of such a clip, and counts. Must not
-know about tokens or models.
+A feature extractor of transformers cuts clips off at the encoder's window, and not all of them tell how much of their
+output is padding. :class:`AudioFeatureExtractor` makes several windows of a long clip, and lists the lengths. This
+module must not know about tokens or models.
 """
 
 from __future__ import annotations
@@ -10,28 +10,32 @@ from __future__ import annotations
 import copy
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import transformers
+from transformers import PreTrainedConfig
 
 from cornstarch_core.errors import CheckpointError, CompositionError, MediaError
-from cornstarch_core.specs import EncoderContext
+from cornstarch_core.specs import EncoderContext, ProcessorInterface
 
 from .families import LENGTHS, WINDOWS, Family, family_of
-from .waveforms import Waveform, at_rate, prepare_audio
+from .waveforms import AudioItem, Waveform, at_rate, prepare_audio
 
-__all__ = ["AudioFeatureExtractor", "audio_processor", "wrap_extractor"]
+if TYPE_CHECKING:  # importing it would import soundfile
+    from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+
+__all__ = ["Audio", "AudioFeatureExtractor"]
 
 _MOST = 2**40  # samples; more than any clip has
-_HOP, _FRAME = 160, 400  # of Kaldi's spectrograms, fixed in transformers' code
+_HOP, _FRAME = 160, 400  # samples of Kaldi's spectrograms, constants in transformers' code
 
 
 # --- from samples to lengths ------------------------------------------------------------------------------------------
 
 
-def _whisper_length(extractor: Any, samples: int) -> int:
+def _whisper_length(extractor: transformers.WhisperFeatureExtractor, samples: int) -> int:
     return -(-samples // extractor.hop_length)
 
 
@@ -39,9 +43,9 @@ def _kaldi_length(samples: int) -> int:
     return 1 + (samples - _FRAME) // _HOP if samples >= _FRAME else 0
 
 
-def _parakeet_length(extractor: Any, samples: int) -> int:
+def _parakeet_length(extractor: transformers.ParakeetFeatureExtractor, samples: int) -> int:
     length = samples // extractor.hop_length
-    return length if length > 1 else 0  # it divides by the length less one
+    return length if length > 1 else 0  # the extractor divides by the length minus one
 
 
 _LENGTH_OF: dict[str, Callable[[Any, int], int]] = {
@@ -51,17 +55,17 @@ _LENGTH_OF: dict[str, Callable[[Any, int], int]] = {
     "ASTFeatureExtractor": lambda extractor, samples: _kaldi_length(samples),
     "ParakeetFeatureExtractor": _parakeet_length,
 }
-"""For each extractor of transformers: how long its output is for a number of samples, padding aside."""
+"""For each extractor of transformers: the length of its output for a number of samples, without padding."""
 
 _FIXED = {"max_length", "pad_to_multiple_of", "padding", "return_attention_mask", "truncation"}
 
 
-def _kind(extractor: Any) -> str | None:
-    """Which of these an extractor is, or is made from."""
+def _kind(extractor: object) -> str | None:
+    """The name of the class in the table above that an extractor is an instance of."""
     return next((name for name in _names(extractor) if name in _LENGTH_OF), None)
 
 
-def _names(extractor: Any) -> list[str]:
+def _names(extractor: object) -> list[str]:
     return [cls.__name__ for cls in type(extractor).__mro__]
 
 
@@ -74,20 +78,21 @@ class AudioFeatureExtractor:
     Args:
         extractor: a ``WhisperFeatureExtractor``, ``Wav2Vec2FeatureExtractor``, ``SeamlessM4TFeatureExtractor``,
             ``ASTFeatureExtractor`` or ``ParakeetFeatureExtractor``.
-        main: name of its output that holds the sound.
+        main: name of the output that holds the audio.
         time: axis of that output along which length is counted.
-        window: most samples of a row; a longer clip is cut into several, without overlap. ``None``: a row a clip. May
-            be set for an encoder that takes any length, where a clip is too long for the memory.
-        cut_late: whether a clip is cut after its features were made, and not before, as Voxtral's are.
-        shortest: fewest samples of which the encoder makes a frame.
-        mask_name: under which name to give the mask over lengths; ``None``: none is given.
+        window: the largest number of samples in a row; a longer clip is cut into several rows, without overlap.
+            ``None``: each clip is one row. Set it for an encoder that takes any length if a clip is too long for the
+            memory.
+        cut_late: whether a clip is cut after its features are made, as Voxtral's are, and not before.
+        shortest: the smallest number of samples for which the encoder gives a frame.
+        mask_name: name of the mask over lengths in the output; ``None``: there is no mask.
 
     Example:
         >>> import numpy as np
         >>> from cornstarch_core.specs import EncoderContext
         >>> from transformers import WhisperConfig
         >>> context = EncoderContext(key="audio", config=WhisperConfig(), hidden_size=256, text_hidden_size=64)
-        >>> extractor = audio_processor(context)
+        >>> extractor = Audio().build(context)
         >>> inputs = extractor([np.zeros(8000), np.zeros(45 * 16000)])
         >>> inputs["input_features"].shape, inputs["audio_lengths"], inputs["audio_windows"]
         (torch.Size([3, 80, 3000]), [50, 3000, 1500], [1, 2])
@@ -114,39 +119,37 @@ class AudioFeatureExtractor:
 
     @property
     def sampling_rate(self) -> int:
-        """In hertz, of the samples that the encoder was made for."""
+        """Samples per second that the encoder takes, in hertz."""
         return self.extractor.sampling_rate
 
     def length(self, samples: int) -> int:
-        """How long the extractor's output is for a number of samples, padding aside."""
+        """The length of the extractor's output for a number of samples, without padding."""
         return _LENGTH_OF[str(_kind(self.extractor))](self.extractor, samples)
 
     def __call__(
-        self, items: Sequence[Any], sampling_rate: int | None = None, return_tensors: str = "pt", **options: Any
+        self, items: Sequence[AudioItem], sampling_rate: int | None = None, return_tensors: str = "pt", **options: Any
     ) -> dict[str, Any]:
         """Extract the features of clips.
 
         Args:
             items: clips, as :func:`~cornstarch_audio.waveforms.prepare_audio` takes them.
-            sampling_rate: in hertz, of those that don't know their own; default: the encoder's.
+            sampling_rate: rate in hertz of clips that don't say their rate; default: the encoder's.
             return_tensors: ``"pt"``.
-            **options: for the extractor of transformers.
+            **options: arguments of the extractor of transformers.
 
         Returns:
-            What the extractor of transformers gives, one row a clip or window, padded; ``audio_lengths``, a list with
-            the length of the sound in each row; ``audio_windows``, a list with the rows of each clip; and the mask,
-            ``(rows, length)`` int64, if there is a name for it.
+            What the extractor of transformers gives, one row for each clip or window, padded; ``audio_lengths``, a list
+            with the length of the audio in each row; ``audio_windows``, a list with the number of rows of each clip;
+            and the mask, ``(rows, length)`` int64, if it has a name.
 
         Raises:
-            MediaError: a clip is too short, or of another rate while soxr is missing.
+            MediaError: a clip is too short; or it has another rate, and soxr is missing.
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors={return_tensors!r}; features are PyTorch tensors: 'pt'.")
         fixed = sorted(_FIXED & options.keys())
         if fixed:
-            raise TypeError(
-                f"{', '.join(fixed)} can't be set: how clips are padded and cut is what their counts rest on."
-            )
+            raise TypeError(f"{', '.join(fixed)} can't be set: the counts depend on how clips are padded and cut.")
         clips = [self._clip(item, sampling_rate) for item in items]
         rows = [self._windows(clip) for clip in clips]
         flat = [row for windows in rows for row in windows]
@@ -161,7 +164,7 @@ class AudioFeatureExtractor:
         return inputs
 
     def _extract(self, rows: Sequence[np.ndarray], settings: Mapping[str, Any]) -> torch.Tensor:
-        settings = {**settings, "return_attention_mask": True}  # without it padding would be normalised, too
+        settings = {**settings, "return_attention_mask": True}  # without it, padding would be normalised too
         return self.extractor(rows, sampling_rate=self.sampling_rate, return_tensors="pt", **settings)[self.main]
 
     def _extract_whole(self, clips: Sequence[np.ndarray], options: Mapping[str, Any]) -> torch.Tensor:
@@ -171,13 +174,13 @@ class AudioFeatureExtractor:
         length = self.length(self.window or 0)
         return torch.cat([torch.stack(one.split(length, self.time - 1)) for one in features])
 
-    def _clip(self, item: Any, sampling_rate: int | None) -> np.ndarray:
+    def _clip(self, item: AudioItem, sampling_rate: int | None) -> np.ndarray:
         waveform = item if isinstance(item, Waveform) else prepare_audio(item)
         samples = at_rate(waveform, self.sampling_rate, sampling_rate)
         if len(samples) < self.shortest:
             raise MediaError(
-                f"audio: a clip of {self._seconds(len(samples))} is too short; the encoder makes its first frame of "
-                f"{self._seconds(self.shortest)}. Leave it out, or pad it with silence."
+                f"audio: a clip of {self._seconds(len(samples))} is too short; the encoder needs "
+                f"{self._seconds(self.shortest)} for its first frame. Leave it out, or pad it with silence."
             )
         return samples
 
@@ -189,10 +192,10 @@ class AudioFeatureExtractor:
             return [samples]
         if self.window < self.shortest:
             raise ValueError(
-                f"window={self.window} samples, but the encoder makes its first frame of {self.shortest}; set more."
+                f"window={self.window} samples, but the encoder needs {self.shortest} for its first frame; set more."
             )
         parts = [samples[start : start + self.window] for start in range(0, len(samples), self.window)]
-        # what is left at the end may be too short for a frame
+        # the last part may be too short for a frame
         return parts if len(parts[-1]) >= self.shortest else parts[:-1]
 
     def _padding(self) -> dict[str, Any]:
@@ -209,20 +212,20 @@ class AudioFeatureExtractor:
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> AudioFeatureExtractor:
-        """Make it again.
+        """Make an extractor from what :meth:`to_dict` gives.
 
         Raises:
-            CheckpointError: the settings are damaged, or those of an extractor that is not supported.
+            CheckpointError: the settings are damaged, or the extractor is not supported.
         """
         try:
             settings = dict(settings)
             saved = dict(settings.pop("extractor"))
             name = saved.get("feature_extractor_type")
-            if name not in _LENGTH_OF:  # untrusted: nothing else is ever looked up
+            if name not in _LENGTH_OF:  # settings are not trusted, so no other name is looked up
                 raise ValueError(f"{str(name)[:60]!r} is not one of {', '.join(_LENGTH_OF)}")
             return cls(getattr(transformers, name).from_dict(saved), **settings)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"audio: the saved feature extractor can't be made again: {error}.") from error
+            raise CheckpointError(f"audio: the saved feature extractor can't be loaded: {error}.") from error
 
 
 def _mask(lengths: Sequence[int], longest: int) -> torch.Tensor:
@@ -232,46 +235,46 @@ def _mask(lengths: Sequence[int], longest: int) -> torch.Tensor:
 # --- for an encoder ---------------------------------------------------------------------------------------------------
 
 
-def _whisper(config: Any) -> Any:
+def _whisper(config: PreTrainedConfig) -> SequenceFeatureExtractor:
     family = family_of(config)
     assert family.window is not None
     seconds = -(-family.window(config) * _HOP // 16000)
     return transformers.WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=seconds)
 
 
-def _wav2vec2(config: Any) -> Any:
+def _wav2vec2(config: PreTrainedConfig) -> SequenceFeatureExtractor:
     return transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
 
 
-def _as_it_is(config: Any) -> Any:
+def _not_normalised(config: PreTrainedConfig) -> SequenceFeatureExtractor:
     return transformers.Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
 
 
-def _like_wavlm(config: Any) -> Any:
-    """WavLM and UniSpeech-SAT: only the large models, those with layer norms in front, see normalised samples."""
-    return _wav2vec2(config) if config.feat_extract_norm == "layer" else _as_it_is(config)
+def _wavlm(config: PreTrainedConfig) -> SequenceFeatureExtractor:
+    """WavLM and UniSpeech-SAT: only the large models, which begin with layer norms, take normalised samples."""
+    return _wav2vec2(config) if config.feat_extract_norm == "layer" else _not_normalised(config)
 
 
-def _seamless(config: Any) -> Any:
+def _seamless(config: PreTrainedConfig) -> SequenceFeatureExtractor:
     bins = config.feature_projection_input_dim // 2
     return transformers.SeamlessM4TFeatureExtractor(feature_size=bins, num_mel_bins=bins, stride=2)
 
 
-def _ast(config: Any) -> Any:
+def _ast(config: PreTrainedConfig) -> SequenceFeatureExtractor:
     return transformers.ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
 
 
-def _parakeet(config: Any) -> Any:
+def _parakeet(config: PreTrainedConfig) -> SequenceFeatureExtractor:
     try:
         return transformers.ParakeetFeatureExtractor(feature_size=config.num_mel_bins)
-    except (ImportError, NameError) as error:  # before 5.23 it took its mel filters from librosa
+    except (ImportError, NameError) as error:  # before transformers 5.23 the extractor needs librosa
         raise CompositionError(
             f"audio: the feature extractor of Parakeet can't be made: {error}. Install librosa, or a later "
             "transformers."
         ) from error
 
 
-_EXTRACTORS: dict[str, Callable[[Any], Any]] = {
+_EXTRACTORS: dict[str, Callable[[PreTrainedConfig], SequenceFeatureExtractor]] = {
     "whisper": _whisper,
     "qwen2_audio_encoder": _whisper,
     "voxtral_encoder": _whisper,
@@ -279,63 +282,70 @@ _EXTRACTORS: dict[str, Callable[[Any], Any]] = {
     "glmasr_encoder": _whisper,
     "wav2vec2": _wav2vec2,
     "hubert": _wav2vec2,
-    "wavlm": _like_wavlm,
-    "unispeech-sat": _like_wavlm,
+    "wavlm": _wavlm,
+    "unispeech-sat": _wavlm,
     "data2vec-audio": _wav2vec2,
     "sew": _wav2vec2,
     "wav2vec2-conformer": _wav2vec2,
-    "moonshine": _as_it_is,
+    "moonshine": _not_normalised,
     "wav2vec2-bert": _seamless,
     "parakeet_encoder": _parakeet,
     "audio-spectrogram-transformer": _ast,
 }
 
 
-def audio_processor(context: EncoderContext, **callback_options: Any) -> AudioFeatureExtractor:
-    """The feature extractor of an encoder's family, set to the encoder's mel bins and window.
+class Audio(ProcessorInterface[AudioItem]):
+    """Prepares clips with the Hugging Face feature extractor of the encoder's family."""
 
-    Args:
-        context: the encoder; its ``config`` tells the family.
-        **callback_options: ignored: no callback of this plugin changes how clips are prepared.
+    def build(self, context: EncoderContext, **callback_options: Any) -> AudioFeatureExtractor:
+        """Make the feature extractor of an encoder's family, set to the encoder's mel bins and window.
 
-    Raises:
-        CompositionError: the family is not known, or its extractor can't be made here.
-    """
-    family_of(context.config, context.key)
-    return wrap_extractor(context, _EXTRACTORS[context.config.model_type](context.config))
+        Args:
+            context: the encoder; its ``config`` tells the family.
+            **callback_options: ignored: no callbacks of this plugin change how clips are prepared.
+
+        Raises:
+            CompositionError: the family is unknown, or a library that its extractor needs is missing.
+        """
+        family_of(context.config, context.key)
+        extractor = _EXTRACTORS[context.config.model_type](context.config)
+        return _wrapped(context, extractor)
+
+    def wrap(self, context: EncoderContext, processor: Any, **callback_options: Any) -> Any:
+        """Make an :class:`AudioFeatureExtractor` for an encoder out of a feature extractor of transformers.
+
+        Args:
+            context: the encoder.
+            processor: for example the checkpoint's own, ``AutoFeatureExtractor.from_pretrained("...")``. What is no
+                class of transformers is used as it is, and called with a list of
+                :class:`~cornstarch_audio.waveforms.Waveform`.
+            **callback_options: ignored.
+
+        Raises:
+            CompositionError: its output doesn't fit the encoder, or its class is not supported.
+        """
+        extractor = processor.extractor if isinstance(processor, AudioFeatureExtractor) else processor
+        if _kind(extractor) is None:
+            _check_is_custom(context.key, extractor)
+            return extractor
+        wrapped = _wrapped(context, extractor)
+        if isinstance(processor, AudioFeatureExtractor) and family_of(context.config).window is None:
+            wrapped.window = processor.window
+        return wrapped
+
+    def prepare(self, item: AudioItem) -> Waveform:
+        """Check one clip and convert it to mono float32; arguments and errors are those of :func:`prepare_audio`."""
+        return prepare_audio(item)
 
 
-def wrap_extractor(context: EncoderContext, extractor: Any, **callback_options: Any) -> Any:
-    """A given feature extractor as an :class:`AudioFeatureExtractor` for this encoder; one of the user's own as it is.
-
-    Args:
-        context: the encoder.
-        extractor: for example the checkpoint's own, ``AutoFeatureExtractor.from_pretrained("...")``. What is no class
-            of transformers is called with a list of :class:`~cornstarch_audio.waveforms.Waveform`.
-        **callback_options: ignored.
-
-    Raises:
-        CompositionError: its output does not fit the encoder, or it is of a class that is not known here.
-    """
-    given = extractor
-    if isinstance(given, AudioFeatureExtractor):
-        extractor = given.extractor
-    if _kind(extractor) is None:
-        _check_is_of_ones_own(context.key, extractor)
-        return extractor
-    config = context.config
-    family = family_of(config, context.key)
+def _wrapped(context: EncoderContext, extractor: SequenceFeatureExtractor) -> AudioFeatureExtractor:
+    """An extractor of a supported class, with what the encoder needs."""
+    config, family = context.config, family_of(context.config, context.key)
     _check_fit(context.key, config, family, extractor)
     wrapped = AudioFeatureExtractor(
         copy.deepcopy(extractor), main=family.main, time=family.time, cut_late=family.cut_late
     )
-
-    def frames(samples: int) -> int:
-        return family.frames(config, wrapped.length(samples))
-
-    if isinstance(given, AudioFeatureExtractor) and family.window is None:
-        wrapped.window = given.window
-    wrapped.shortest = _first(lambda samples: frames(samples) > 0)
+    wrapped.shortest = _first(lambda samples: family.frames(config, wrapped.length(samples)) > 0)
     if family.window is not None:
         length = family.window(config)
         wrapped.window = _first(lambda samples: wrapped.length(samples) > length) - 1
@@ -344,28 +354,28 @@ def wrap_extractor(context: EncoderContext, extractor: Any, **callback_options: 
     return wrapped
 
 
-def _check_is_of_ones_own(key: str, given: Any) -> None:
-    """Refuse what transformers has for other encoders: it would not know what to do with a waveform."""
-    if "ProcessorMixin" in _names(given):  # not imported: that would import soundfile
-        raise CompositionError(f"{key}: a {type(given).__name__} prepares text, too; pass its .feature_extractor.")
+def _check_is_custom(key: str, given: object) -> None:
+    """Refuse classes that transformers has for other encoders, which can't be called with a waveform."""
+    if "ProcessorMixin" in _names(given):  # by name, since importing the class would import soundfile
+        raise CompositionError(f"{key}: a {type(given).__name__} prepares text too; pass its .feature_extractor.")
     if "FeatureExtractionMixin" in _names(given):
         raise CompositionError(
-            f"{key}: a {type(given).__name__} is none of the feature extractors that are known here, "
-            f"{', '.join(_LENGTH_OF)}. Wrap it in a function (waveforms, return_tensors='pt') -> dict of your own."
+            f"{key}: a {type(given).__name__} is not one of the supported feature extractors, "
+            f"{', '.join(_LENGTH_OF)}. Wrap it in your own function (waveforms, return_tensors='pt') -> dict."
         )
 
 
 def _first(holds: Callable[[int], bool]) -> int:
-    """The smallest number of samples for which something holds that then holds for all larger ones."""
+    """The smallest number of samples for which ``holds`` is true; it must stay true for all larger numbers."""
     return bisect_left(range(_MOST), True, lo=1, key=holds)
 
 
-def _check_fit(key: str, config: Any, family: Family, extractor: Any) -> None:
+def _check_fit(key: str, config: PreTrainedConfig, family: Family, extractor: Any) -> None:
     if family.main not in extractor.model_input_names:
         raise CompositionError(
             f"{key}: a {type(extractor).__name__} gives {extractor.model_input_names[0]}; this encoder, of type "
             f"{config.model_type!r}, takes {family.main}. Leave {key!r} out of "
-            "MultimodalProcessor(processors=...), and the right one is made."
+            "MultimodalProcessor(processors=...) to get the right one."
         )
     longest = getattr(extractor, "max_length", None)
     if family.window is not None and longest is not None and longest != family.window(config):

@@ -4,30 +4,53 @@ Stacking and MLP (norm, linear, SwiGLU, linear, norm) as in Ultravox up to 0.4.1
 ``UltravoxProjector``). Without norms it is the projector of Voxtral (https://arxiv.org/abs/2507.13264) and, with biases
 too, that of GLM-ASR.
 
-Must not know what the frames are, or which of them were padding before the encoder.
+This module must not know what the frames are, or which of them were padding before the encoder.
 
 Shapes: T frames, D width, k stack factor.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from cornstarch_core.errors import CompositionError
+from cornstarch_core.specs import ProjectorInterface
 
 from . import options
 
-if TYPE_CHECKING:
-    from cornstarch_core import MultimodalProjectorConfig
-
-__all__ = ["FrameStackProjector", "num_tokens", "stack_frames"]
+__all__ = ["FrameStack", "FrameStackProjector", "stack_frames"]
 
 _NAME = "frame_stack"
+
+
+class FrameStack(ProjectorInterface):
+    """The projection type ``"frame_stack"``."""
+
+    def build(self, config: PreTrainedConfig) -> FrameStackProjector:
+        """Make a :class:`FrameStackProjector`, which describes the config and the errors."""
+        return FrameStackProjector(config)
+
+    def num_tokens(self, config: PreTrainedConfig, counts: list[int]) -> list[int]:
+        """Count the tokens of each item after the projector: ``ceil(count / stack_factor)``.
+
+        Args:
+            config: the projector's config.
+            counts: frames of each item.
+
+        Raises:
+            CompositionError: the stack factor is not valid.
+
+        Example:
+            >>> from cornstarch_core import MultimodalProjectorConfig
+            >>> FrameStack().num_tokens(MultimodalProjectorConfig(stack_factor=4), [1500, 5, 0])
+            [375, 2, 0]
+        """
+        factor = _stack_factor(config)
+        return [-(-count // factor) for count in counts]
 
 
 class FrameStackProjector(nn.Module):
@@ -39,13 +62,13 @@ class FrameStackProjector(nn.Module):
             - ``stack_factor``: frames k that become one token, default 8;
             - ``activation``: a name from ``ACT2CLS``, default ``"gelu"``, or ``"swiglu"``: the first half of
               ``linear_1``'s output times SiLU of the second;
-            - ``hidden_features``: what ``linear_1`` puts out (for ``"swiglu"``, both halves), default
+            - ``hidden_features``: the width after ``linear_1`` (for ``"swiglu"``, of both halves), default
               ``out_features``;
-            - ``bias``: whether the two linear layers have one, default False;
-            - ``norm``: whether an RMSNorm comes before and after, default True.
+            - ``bias``: whether the two linear layers have biases, default False;
+            - ``norm``: whether there is an RMSNorm before and after, default True.
 
     Raises:
-        CompositionError: a width is missing, or an option makes no sense.
+        CompositionError: a width is missing, or an option is not valid.
 
     Example:
         >>> import torch
@@ -55,7 +78,7 @@ class FrameStackProjector(nn.Module):
         torch.Size([1, 3, 32])
     """
 
-    def __init__(self, config: MultimodalProjectorConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         in_features, out_features = options.widths(_NAME, config)
         activation = options.activation(_NAME, config, "swiglu")
@@ -85,11 +108,11 @@ class SwiGLU(nn.Module):
 
 
 def stack_frames(features: torch.Tensor, stack_factor: int = 8) -> torch.Tensor:
-    """Joins each run of ``stack_factor`` frames; zeros fill up the last one.
+    """Join each run of ``stack_factor`` frames; the last run is padded with zeros.
 
     Args:
         features: ``(..., T, D)``, any dtype.
-        stack_factor: frames k in a run.
+        stack_factor: number of frames k in a run.
 
     Returns:
         ``(..., ceil(T / k), k * D)``: each token holds its frames one after another.
@@ -106,27 +129,12 @@ def stack_frames(features: torch.Tensor, stack_factor: int = 8) -> torch.Tensor:
     return features.reshape(*features.shape[:-2], (frames + missing) // stack_factor, stack_factor * width)
 
 
-def num_tokens(config: MultimodalProjectorConfig, counts: list[int]) -> list[int]:
-    """Tokens per item after the projector, for those before: ``ceil(count / stack_factor)``.
-
-    Raises:
-        CompositionError: the stack factor makes no sense.
-
-    Example:
-        >>> from cornstarch_core import MultimodalProjectorConfig
-        >>> num_tokens(MultimodalProjectorConfig(stack_factor=4), [1500, 5, 0])
-        [375, 2, 0]
-    """
-    factor = _stack_factor(config)
-    return [-(-count // factor) for count in counts]
-
-
-def _stack_factor(config: MultimodalProjectorConfig) -> int:
+def _stack_factor(config: PreTrainedConfig) -> int:
     return options.positive(_NAME, config, "stack_factor", 8)
 
 
 def _after_activation(activation: str, hidden: int) -> int:
-    """Width that ``linear_2`` takes."""
+    """The width that ``linear_2`` takes."""
     if activation != "swiglu":
         return hidden
     if hidden % 2:

@@ -1,27 +1,23 @@
-"""Reads a projector's options from its config, and refuses those that make no sense.
+"""Reads a projector's options from its config, and refuses those that are not valid.
 
-Must not know any projector: each passes its own name, options and defaults.
+This module must not know any projector: each passes its own name, options and defaults.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2CLS
 
 from cornstarch_core.errors import CompositionError
 
-if TYPE_CHECKING:
-    from cornstarch_core import MultimodalProjectorConfig
-
 __all__ = ["activation", "flag", "positive", "widths"]
 
 
-def widths(projector: str, config: MultimodalProjectorConfig) -> tuple[int, int]:
-    """``(in_features, out_features)``.
+def widths(projector: str, config: PreTrainedConfig) -> tuple[int, int]:
+    """Read ``(in_features, out_features)``.
 
     Raises:
-        CompositionError: one of them is missing, or not a positive integer.
+        CompositionError: one of them is missing, or is not a positive integer.
 
     Example:
         >>> from cornstarch_core import MultimodalProjectorConfig
@@ -37,8 +33,8 @@ def widths(projector: str, config: MultimodalProjectorConfig) -> tuple[int, int]
     return found  # type: ignore[return-value]  # checked above
 
 
-def positive(projector: str, config: MultimodalProjectorConfig, option: str, default: int) -> int:
-    """The config's ``option``, a positive integer.
+def positive(projector: str, config: PreTrainedConfig, option: str, default: int) -> int:
+    """Read the config's ``option``, a positive integer.
 
     Raises:
         CompositionError: it is something else.
@@ -56,8 +52,8 @@ def positive(projector: str, config: MultimodalProjectorConfig, option: str, def
     return value
 
 
-def flag(projector: str, config: MultimodalProjectorConfig, option: str, default: bool) -> bool:
-    """The config's ``option``, True or False.
+def flag(projector: str, config: PreTrainedConfig, option: str, default: bool) -> bool:
+    """Read the config's ``option``, True or False.
 
     Raises:
         CompositionError: it is something else.
@@ -75,8 +71,8 @@ def flag(projector: str, config: MultimodalProjectorConfig, option: str, default
     return value
 
 
-def activation(projector: str, config: MultimodalProjectorConfig, *more: str) -> str:
-    """The config's ``activation``: a name from ``transformers.activations.ACT2CLS``, or one of ``more``.
+def activation(projector: str, config: PreTrainedConfig, *more: str) -> str:
+    """Read the config's ``activation``: a name from ``transformers.activations.ACT2CLS``, or one of ``more``.
 
     Raises:
         CompositionError: it is something else.

@@ -1,4 +1,4 @@
-"""What this plugin registers. Imports no torch, transformers or numpy: targets are imported when something is built."""
+"""What this plugin registers. Targets are imported when something is built, so this needs no torch and no numpy."""
 
 from cornstarch_core.hookspecs import hookimpl
 from cornstarch_core.specs import CallbackSpec, CheckpointSpec, EncoderSpec, ProcessorSpec, ProjectorSpec
@@ -22,58 +22,44 @@ def cornstarch_register_encoders() -> list[EncoderSpec]:
 
 @hookimpl
 def cornstarch_register_processors() -> list[ProcessorSpec]:
-    """``"audio"``: the family's own Hugging Face feature extractor, for clips of any length and sampling rate."""
+    """``"audio"``: the Hugging Face feature extractor of the encoder's family, for clips of any length and rate."""
     return [
         ProcessorSpec(
             name="audio",
             modality="audio",
-            build="cornstarch_audio.extractors:audio_processor",
-            wrap="cornstarch_audio.extractors:wrap_extractor",
+            target="cornstarch_audio.extractors:Audio",
             media_names=("audio", "audios"),
             content_types=("audio", "audio_url"),
-            prepare="cornstarch_audio.waveforms:prepare_audio",
         )
     ]
 
 
 @hookimpl
 def cornstarch_register_callbacks() -> list[CallbackSpec]:
-    """``"audio"``: the mask that the encoder needs, and only the frames that hold sound."""
-    return [CallbackSpec(name="audio", modality="audio", build="cornstarch_audio.callbacks:audio")]
+    """``"audio"``: the mask that the encoder needs, and only the frames of audio, without those of padding."""
+    return [CallbackSpec(name="audio", modality="audio", target="cornstarch_audio.callbacks:AudioCallbacks")]
 
 
 @hookimpl
 def cornstarch_register_projectors() -> list[ProjectorSpec]:
     """``"frame_stack"``, ``"conv_downsample"`` and ``"resampler"``: fewer tokens out of many frames."""
     return [
-        ProjectorSpec(
-            name=name,
-            build=f"cornstarch_audio.{name}:{projector}",
-            num_tokens=f"cornstarch_audio.{name}:num_tokens",
-        )
-        for name, projector in (
-            ("frame_stack", "FrameStackProjector"),
-            ("conv_downsample", "ConvDownsampleProjector"),
-            ("resampler", "ResamplerProjector"),
-        )
+        ProjectorSpec(name="frame_stack", target="cornstarch_audio.frame_stack:FrameStack"),
+        ProjectorSpec(name="conv_downsample", target="cornstarch_audio.conv_downsample:ConvDownsample"),
+        ProjectorSpec(name="resampler", target="cornstarch_audio.resampler:Resampler"),
     ]
 
 
 @hookimpl
 def cornstarch_register_checkpoints() -> list[CheckpointSpec]:
-    """Qwen2-Audio, Voxtral and Audio Flamingo 3, in and out."""
+    """Reads and writes Qwen2-Audio, Voxtral and Audio Flamingo 3."""
     return [
         CheckpointSpec(
-            name=model_type,
-            load=f"cornstarch_audio.checkpoints:{family}.load",
-            load_processor=f"cornstarch_audio.checkpoints:{family}.load_processor",
-            export=f"cornstarch_audio.checkpoints:{family}.export",
-            encoder=encoder,
-            callback="audio",
+            name=model_type, target=f"cornstarch_audio.checkpoints:{family}", encoder=encoder, callback="audio"
         )
         for model_type, family, encoder in (
-            ("qwen2_audio", "QWEN2_AUDIO", "qwen2_audio"),
-            ("voxtral", "VOXTRAL", "voxtral"),
-            ("audioflamingo3", "AUDIO_FLAMINGO3", "audio_flamingo3"),
+            ("qwen2_audio", "Qwen2AudioFamily", "qwen2_audio"),
+            ("voxtral", "VoxtralFamily", "voxtral"),
+            ("audioflamingo3", "AudioFlamingo3Family", "audio_flamingo3"),
         )
     ]

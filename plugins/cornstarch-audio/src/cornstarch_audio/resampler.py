@@ -1,11 +1,11 @@
-"""The ``"resampler"`` projector: learned queries read an item's features, and are its tokens.
+"""The ``"resampler"`` projector: learned queries attend to an item's features, and become its tokens.
 
-The Perceiver Resampler of Flamingo (https://arxiv.org/abs/2204.14198): however long an item is, it becomes
-``num_queries`` tokens. For any modality: sound, images (their patches in order) or else. Unlike Flamingo's,
-positions are sinusoids over all the features of an item (https://arxiv.org/abs/1706.03762), so that it may be of any
-length.
+It is the Perceiver Resampler of Flamingo (https://arxiv.org/abs/2204.14198): an item of any length becomes
+``num_queries`` tokens. It fits any modality, such as audio or images (their patches in order). Unlike Flamingo's,
+positions are sinusoids over all features of an item (https://arxiv.org/abs/1706.03762), so that its length is not
+limited.
 
-Must not know what the features are.
+This module must not know what the features are.
 
 Shapes: B items, N features, Q queries, D width (``out_features``).
 """
@@ -13,41 +13,67 @@ Shapes: B items, N features, Q queries, D width (``out_features``).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from cornstarch_core.errors import CompositionError
+from cornstarch_core.specs import ProjectorInterface
 
 from . import options
 
-if TYPE_CHECKING:
-    from cornstarch_core import MultimodalProjectorConfig
-
-__all__ = ["ResamplerProjector", "num_tokens", "sinusoids"]
+__all__ = ["Resampler", "ResamplerProjector", "sinusoids"]
 
 _NAME = "resampler"
+
+
+class Resampler(ProjectorInterface):
+    """The projection type ``"resampler"``."""
+
+    def build(self, config: PreTrainedConfig) -> ResamplerProjector:
+        """Make a :class:`ResamplerProjector`, which describes the config and the errors."""
+        return ResamplerProjector(config)
+
+    def num_tokens(self, config: PreTrainedConfig, counts: list[int]) -> list[int]:
+        """Count the tokens of each item after the projector: ``num_queries``, and none for an item without features.
+
+        Args:
+            config: the projector's config.
+            counts: features of each item.
+
+        Raises:
+            CompositionError: the number of queries is not valid.
+
+        Example:
+            >>> from cornstarch_core import MultimodalProjectorConfig
+            >>> Resampler().num_tokens(MultimodalProjectorConfig(num_queries=32), [1500, 5, 0])
+            [32, 32, 0]
+        """
+        queries = _num_queries(config)
+        return [queries if count else 0 for count in counts]
 
 
 class ResamplerProjector(nn.Module):
     """Projects ``(N, in_features)`` or ``(items, N, in_features)`` to ``num_queries`` tokens an item, dtype unchanged.
 
-    For any modality, images as well as sound. Each layer is pre-norm cross-attention, from the queries to the features
-    and the queries together, and a feed-forward of four times the width. An item without features gives no tokens.
+    It fits any modality, images as well as audio. Each layer has pre-norm cross-attention, from the queries to the
+    features and the queries together, and a feed-forward of four times the width. An item without features gives no
+    tokens.
 
     Args:
         config: ``in_features``, ``out_features`` (the width of all layers), ``activation`` (a name from ``ACT2CLS``, in
             the feed-forward, default ``"gelu"``) and
 
-            - ``num_queries``: tokens that an item becomes, default 64;
-            - ``num_layers``: default 2;
-            - ``num_heads``: default 8; it divides ``out_features``. A head's width is usually 64 to 128.
+            - ``num_queries``: number of tokens of an item, default 64;
+            - ``num_layers``: number of layers, default 2;
+            - ``num_heads``: number of attention heads, default 8; it divides ``out_features``. The width of a head is
+              usually 64 to 128.
 
     Raises:
-        CompositionError: a width is missing, or an option makes no sense.
+        CompositionError: a width is missing, or an option is not valid.
 
     Example:
         >>> import torch
@@ -57,15 +83,15 @@ class ResamplerProjector(nn.Module):
         torch.Size([1, 4, 32])
     """
 
-    def __init__(self, config: MultimodalProjectorConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         in_features, width = options.widths(_NAME, config)
         activation = options.activation(_NAME, config)
         heads, layers = _num_heads(config, width), options.positive(_NAME, config, "num_layers", 2)
         self.num_queries = _num_queries(config)
         self.linear = nn.Linear(in_features, width)
-        # A table, not a bare parameter: transformers draws tables that a checkpoint lacks, but leaves memory as it
-        # finds it for a parameter that it doesn't know (5.23).
+        # An embedding, not a bare parameter: transformers initialises embeddings that a checkpoint lacks, but leaves
+        # uninitialised memory in a parameter that it doesn't know (5.23).
         self.queries = nn.Embedding(self.num_queries, width)
         nn.init.normal_(self.queries.weight, std=0.02)
         self.layers = nn.ModuleList(ResamplerLayer(width, heads, activation) for _ in range(layers))
@@ -79,7 +105,7 @@ class ResamplerProjector(nn.Module):
         queries = queries.expand(len(items), -1, -1)  # (B, Q, D)
         for layer in self.layers:
             queries = layer(queries, items)
-        if items.shape[1] == 0:  # nothing to read; cut off at the end, to keep every parameter in the graph
+        if items.shape[1] == 0:  # no features, so no tokens; removed at the end, to keep every parameter in the graph
             queries = queries[:, :0]
         tokens = self.norm(queries)
         return tokens if features.dim() == 3 else tokens[0]
@@ -128,15 +154,16 @@ class ResamplerLayer(nn.Module):
 
 
 def sinusoids(length: int, width: int, *, like: torch.Tensor) -> torch.Tensor:
-    """Sinusoidal positions 0, 1, ... (https://arxiv.org/abs/1706.03762, all sines before all cosines).
+    """Make sinusoidal positions 0, 1, ... (https://arxiv.org/abs/1706.03762, all sines before all cosines).
 
-    Made when they are used: a buffer would bound the length, and one that isn't saved comes back empty from loading.
+    They are made when they are used: a buffer would limit the length, and a buffer that isn't saved has no values after
+    loading.
 
     Args:
-        length: how many positions.
+        length: number of positions.
         width: D, even or odd.
-        like: tensor whose dtype and device the result has. They are computed in float32, since bfloat16 can't tell
-            position 257 from 256.
+        like: tensor whose dtype and device the result has. Positions are computed in float32, since bfloat16 can't tell
+            257 from 256.
 
     Returns:
         ``(length, width)``; frequencies fall from 1 to nearly 1/10000.
@@ -154,26 +181,11 @@ def sinusoids(length: int, width: int, *, like: torch.Tensor) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width].to(like.dtype)
 
 
-def num_tokens(config: MultimodalProjectorConfig, counts: list[int]) -> list[int]:
-    """Tokens per item after the projector: ``num_queries``, and none for an item without features.
-
-    Raises:
-        CompositionError: the number of queries makes no sense.
-
-    Example:
-        >>> from cornstarch_core import MultimodalProjectorConfig
-        >>> num_tokens(MultimodalProjectorConfig(num_queries=32), [1500, 5, 0])
-        [32, 32, 0]
-    """
-    queries = _num_queries(config)
-    return [queries if count else 0 for count in counts]
-
-
-def _num_queries(config: MultimodalProjectorConfig) -> int:
+def _num_queries(config: PreTrainedConfig) -> int:
     return options.positive(_NAME, config, "num_queries", 64)
 
 
-def _num_heads(config: MultimodalProjectorConfig, width: int) -> int:
+def _num_heads(config: PreTrainedConfig, width: int) -> int:
     heads = options.positive(_NAME, config, "num_heads", 8)
     if width % heads:
         divisors = [str(n) for n in range(1, width + 1) if width % n == 0]

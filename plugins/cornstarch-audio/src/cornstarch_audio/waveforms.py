@@ -1,7 +1,7 @@
 """Waveforms: the check of one audio item, its conversion to mono samples, and resampling.
 
-Must not know about encoders, features or tokens, nor how files are read (``files.py``). Rates are changed with soxr,
-which is optional (``cornstarch-audio[io]``) and imported only when it is needed.
+This module must not know about encoders, features or tokens, nor how files are read (``files.py``). Resampling needs
+soxr, which is optional (``cornstarch-audio[io]``) and imported only when it is needed.
 
 Shapes: n samples, C channels.
 """
@@ -12,7 +12,7 @@ import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -21,10 +21,10 @@ from cornstarch_core.errors import MediaError
 
 from .files import INSTALL, read_content, read_path
 
-__all__ = ["Waveform", "at_rate", "prepare_audio"]
+__all__ = ["AudioItem", "Waveform", "at_rate", "prepare_audio"]
 
 MAX_CHANNELS = 8  # 7.1 surround has 8; more are the bins of a spectrogram, or a batch
-MAX_MAGNITUDE = 10  # floats that overshoot [-1, 1] are common; those beyond are integers that nobody scaled
+MAX_MAGNITUDE = 10  # floats somewhat outside of [-1, 1] are common; larger ones are integers that were not scaled
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no equality that is true or false
@@ -33,35 +33,61 @@ class Waveform:
 
     Args:
         samples: ``(n,)`` float32, mono, C-contiguous, full scale is [-1, 1]. It may share memory with the item.
-        rate: samples per second, in hertz; ``None``: the item did not say.
+        rate: samples per second, in hertz; ``None``: unknown.
     """
 
     samples: np.ndarray
     rate: int | None
 
 
-def prepare_audio(item: Any) -> Waveform:
+class Decoder(Protocol):
+    """As much of torchcodec's ``AudioDecoder`` as is used."""
+
+    def get_all_samples(self) -> Any:
+        """The samples, with ``data`` and ``sample_rate``."""
+        ...
+
+
+AudioItem: TypeAlias = (
+    Waveform
+    | np.ndarray
+    | torch.Tensor
+    | list[float]
+    | tuple[float, ...]
+    | Mapping[str, Any]
+    | Decoder
+    | str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+)
+"""One clip as :func:`prepare_audio` takes it."""
+
+
+def prepare_audio(item: AudioItem) -> Waveform:
     """Check one audio item and convert it to mono float32.
 
     Args:
         item: one of
 
-            - an array or tensor ``(n,)``, ``(C, n)`` or ``(n, C)``; the shorter axis has the channels, at most 8, and
-              their average is taken. Floats in [-1, 1]; or int8, int16, int32 or uint8 (128 is zero), scaled by the
-              dtype's range;
+            - an array or tensor ``(n,)``, ``(C, n)`` or ``(n, C)``; the shorter axis holds the channels, at most 8,
+              which are averaged. Values are floats in [-1, 1]; or int8, int16, int32 or uint8 (128 is zero), which are
+              scaled by the dtype's range;
             - a list or tuple of n numbers in [-1, 1];
             - what the ``Audio`` feature of Hugging Face datasets gives: ``{"array": ..., "sampling_rate": ...}``,
               ``{"bytes": ..., "path": ...}``, or torchcodec's ``AudioDecoder``;
-            - the path of an audio file, a ``file://`` URL, the file's content as ``bytes`` or as
-              ``data:audio/...;base64,...``. Needs soundfile. What is left of a truncated wav or mp3 is taken;
-            - a :class:`Waveform`, which is returned as it is.
+            - the path of an audio file, a ``file://`` URL, or the file's content as ``bytes`` or as
+              ``data:audio/...;base64,...``. This needs soundfile. A truncated wav or mp3 gives the samples that are
+              left;
+            - a :class:`Waveform`, which is returned unchanged.
 
     Returns:
-        The waveform, at the rate the item has.
+        The waveform, at the rate of the item.
 
     Raises:
-        MediaError: not audio, unreadable, empty, with NaN or infinite values, with floats beyond a magnitude of 10,
-            or with channels that can't be told; or soundfile is missing.
+        MediaError: the item is not audio, can't be read, is empty, has NaN or infinite values, floats beyond a
+            magnitude of 10, or an unclear axis of channels; or soundfile is missing.
 
     Example:
         >>> import numpy as np
@@ -87,14 +113,14 @@ def at_rate(waveform: Waveform, wanted: int, given: int | None = None) -> np.nda
     Args:
         waveform: what :func:`prepare_audio` gives.
         wanted: rate of the result, in hertz.
-        given: rate to assume for a waveform that doesn't know its own; default: ``wanted``. A waveform that does is
-            believed: a file knows its rate.
+        given: rate of a waveform without one; default: ``wanted``. It is ignored if the waveform has a rate.
 
     Returns:
-        ``(m,)`` float32, m about ``n * wanted / rate``; the very samples of the waveform if the rate is right.
+        ``(m,)`` float32, m about ``n * wanted / rate``; ``waveform.samples`` itself if the rate is right.
 
     Raises:
-        MediaError: soxr is needed and missing, nothing is left of a waveform that short, or a rate makes no sense.
+        MediaError: soxr is needed and missing, the waveform is too short to be resampled, or a rate is not a positive
+            integer.
 
     Example:
         >>> waveform = prepare_audio([0.0, 0.5, -0.5])
@@ -115,15 +141,15 @@ def at_rate(waveform: Waveform, wanted: int, given: int | None = None) -> np.nda
     samples = soxr.resample(waveform.samples, rate, wanted, quality="HQ")
     if samples.size == 0:
         raise MediaError(
-            f"audio: {waveform.samples.size} samples at {rate} Hz are too short, nothing is left of them at {wanted} "
-            "Hz. Leave this item out, or give a longer one."
+            f"audio: {waveform.samples.size} samples at {rate} Hz are too few to resample them to {wanted} Hz. Leave "
+            "this item out, or give a longer one."
         )
     return samples
 
 
-def _checked_rate(rate: Any) -> int:
+def _checked_rate(rate: object) -> int:
     try:
-        number = 0 if isinstance(rate, bool) else operator.index(rate)  # integers of numpy and torch too
+        number = 0 if isinstance(rate, bool) else operator.index(rate)  # type: ignore[arg-type]  # integers of numpy and torch too
     except TypeError:
         number = 0
     if number < 1:
@@ -134,7 +160,7 @@ def _checked_rate(rate: Any) -> int:
 # --- kinds of items ---------------------------------------------------------------------------------------------------
 
 
-def _open(item: Any) -> Waveform:
+def _open(item: AudioItem) -> Waveform:
     if isinstance(item, Waveform):
         return item
     if isinstance(item, (np.ndarray, torch.Tensor, list, tuple)):
@@ -145,7 +171,7 @@ def _open(item: Any) -> Waveform:
         return _from_array(*read_content(bytes(item)), channel_axis=1)
     if isinstance(item, (str, os.PathLike)):
         return _from_array(*read_path(os.fsdecode(item)), channel_axis=1)
-    if hasattr(item, "get_all_samples"):  # torchcodec's AudioDecoder; since its version 4, datasets gives those
+    if hasattr(item, "get_all_samples"):  # torchcodec's AudioDecoder, which datasets gives since version 4
         decoded = item.get_all_samples()
         return _from_array(_as_array(decoded.data), _checked_rate(decoded.sample_rate), channel_axis=0)
     raise MediaError(
@@ -171,7 +197,7 @@ def _from_mapping(item: Mapping[str, Any]) -> Waveform:
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
 
-def _as_array(item: Any) -> np.ndarray:
+def _as_array(item: object) -> np.ndarray:
     if isinstance(item, torch.Tensor):
         tensor = item.detach().cpu()
         narrow = tensor.is_floating_point() and tensor.itemsize < 4  # numpy has no bfloat16
@@ -190,10 +216,10 @@ def _from_numbers(numbers: list[Any] | tuple[Any, ...]) -> np.ndarray:
         array = np.empty((), object)
     if array.ndim != 1:
         raise MediaError(
-            f"audio: a {type(numbers).__name__} of other things than numbers; give channels as one array, samples "
+            f"audio: a {type(numbers).__name__} with entries that are no numbers; give channels as one array, samples "
             "with their rate as {'array': ..., 'sampling_rate': ...}, and several items one by one."
         )
-    return array.astype(np.float64) if array.dtype.kind in "iu" else array  # [0, 1, 0] is written by hand
+    return array.astype(np.float64) if array.dtype.kind in "iu" else array  # as in [0, 1, 0]
 
 
 def _from_array(array: np.ndarray, rate: int | None = None, channel_axis: int | None = None) -> Waveform:
@@ -224,17 +250,18 @@ def _check_dtype(array: np.ndarray) -> None:
 
 
 def _checked_channels(shape: tuple[int, ...], axis: int | None) -> int:
-    """The axis of the channels: the shorter one, unless it is known."""
+    """The axis of the channels: ``axis`` if given, or else the shorter axis."""
     if axis is None and shape[0] == shape[1] != 1:
         raise MediaError(
-            f"audio: samples of shape {shape}, which axis has the channels? Average over it, and give shape (n,)."
+            f"audio: samples of shape {shape}: it is unclear which axis holds the channels. Average over it, and give "
+            "shape (n,)."
         )
     if axis is None:
         axis = 0 if shape[0] < shape[1] else 1
     if shape[axis] > MAX_CHANNELS:
         raise MediaError(
             f"audio: samples of shape {shape}, so {shape[axis]} channels; expected at most {MAX_CHANNELS}. Mix them to "
-            "shape (n,) yourself, give the items of a batch one by one, and samples in place of a spectrogram."
+            "shape (n,). Give the items of a batch one by one, and samples in place of a spectrogram."
         )
     return axis
 
@@ -256,7 +283,7 @@ def _check_values(array: np.ndarray) -> None:
 
 
 def _scaled(array: np.ndarray) -> np.ndarray:
-    """As float32; integers from their dtype's range to [-1, 1). The upper half of int32's last 128 rounds to 1."""
+    """As float32; integers are scaled from their dtype's range to [-1, 1). The 64 largest int32 values round to 1."""
     samples = array.astype(np.float32, copy=False)
     if array.dtype.kind == "f":
         return samples

@@ -1,13 +1,13 @@
 """Any-resolution tiling in numbers: which grid of crops an image gets, and which tokens of the grid show it.
 
-Pure arithmetic on integers; must not know tensors, pixels or models.
+This module is arithmetic on integers, and must not know tensors, pixels or models.
 
 An image is scaled into the best of several *pinpoints* (heights and widths, multiples of a crop), centred there and cut
-into crops. The encoder sees each crop, and before them the whole image squeezed into one. Tokens of the padding around
-the image are left out. All sizes are ``(height, width)``, all grids ``(rows, columns)``.
+into crops. The encoder gets the whole image, resized to one crop, and then each crop. Tokens of the padding around the
+image are left out. All sizes are ``(height, width)``, all grids ``(rows, columns)``.
 
-Source: https://llava-vl.github.io/blog/2024-01-30-llava-next/. The numbers are those of transformers' LLaVA-NeXT, whose
-floating-point steps decide at some borders; they are taken in the same order here.
+Source: https://llava-vl.github.io/blog/2024-01-30-llava-next/. The numbers equal those of transformers' LLaVA-NeXT. Its
+results depend on floating-point rounding in a few cases, so the operations here have the same order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any
 
 from cornstarch_core.errors import CompositionError
 from cornstarch_core.specs import EncoderContext
@@ -29,11 +28,11 @@ DEFAULT_GRIDS: tuple[Size, ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 
 
 def best_pinpoint(size: Size, pinpoints: Iterable[Size]) -> Size:
-    """The pinpoint that keeps most of an image's pixels; among equals the one with least padding, then the first.
+    """Choose the pinpoint that keeps most of an image's pixels; of equals the one with least padding, then the first.
 
     Args:
-        size: of the image, in pixels.
-        pinpoints: to choose from.
+        size: size of the image in pixels.
+        pinpoints: the sizes to choose from.
 
     Example:
         >>> best_pinpoint((400, 1200), [(336, 672), (672, 336), (336, 1008)])
@@ -49,14 +48,14 @@ def best_pinpoint(size: Size, pinpoints: Iterable[Size]) -> Size:
 
 
 def shown(size: Size, grid: Size) -> tuple[range, range]:
-    """Rows and columns of a grid of tokens that show an image; the others show the padding around it.
+    """Tell which rows and columns of a grid of tokens show an image; the others show the padding around it.
 
     Args:
-        size: of the image, in pixels.
-        grid: of the tokens of all crops.
+        size: size of the image in pixels.
+        grid: grid of the tokens of all crops.
 
     Returns:
-        ``(rows, columns)``. A very long image may be thinner than a token: then one of them is empty.
+        ``(rows, columns)``. One of them is empty if the image is thinner than a token.
 
     Example:
         >>> shown((100, 300), (24, 72)), shown((100, 400), (24, 72))
@@ -80,9 +79,9 @@ class Tiling:
     """How one image is tiled.
 
     Args:
-        grid: of crops.
+        grid: grid of crops.
         rows: rows of the grid's tokens that show the image.
-        columns: likewise.
+        columns: columns of the grid's tokens that show the image.
     """
 
     grid: Size
@@ -91,11 +90,16 @@ class Tiling:
 
     @property
     def crops(self) -> int:
-        """Crops of the grid, and the whole image before them."""
+        """Number of crops: those of the grid, and the whole image before them."""
         return 1 + self.grid[0] * self.grid[1]
 
     def features(self, side: int, newline: bool) -> int:
-        """Features after packing, where a crop has ``side * side`` tokens, and each row may end with a newline."""
+        """Number of features after packing.
+
+        Args:
+            side: a crop has ``side * side`` tokens.
+            newline: whether each row ends with a newline.
+        """
         return side * side + len(self.rows) * (len(self.columns) + newline)
 
 
@@ -123,15 +127,16 @@ class Tiler:
     def of(
         cls, context: EncoderContext, pinpoints: Sequence[Sequence[int]] | None = None, tokens: int | None = None
     ) -> Tiler:
-        """Read the encoder's config, and check what was asked for.
+        """Read the encoder's config, and check the options.
 
         Args:
             context: the encoder; its ``config`` gives ``image_size`` and ``patch_size``.
-            pinpoints: default: :data:`DEFAULT_GRIDS` in crops of the encoder's ``image_size``.
-            tokens: of a crop; default: one for each patch.
+            pinpoints: sizes that an image may be scaled into; default: :data:`DEFAULT_GRIDS` in crops of the encoder's
+                ``image_size``.
+            tokens: tokens of a crop after the projector; default: one for each patch.
 
         Raises:
-            CompositionError: a size is missing or not square, or a pinpoint is no multiple of the crop.
+            CompositionError: a size is missing or not square, or a pinpoint is not a multiple of the crop.
         """
         crop_size = _edge(context, "image_size")
         side = crop_size // _edge(context, "patch_size") if tokens is None else _root(context.key, tokens)
@@ -141,7 +146,7 @@ class Tiler:
         """Tile one image.
 
         Args:
-            size: of the image, in pixels.
+            size: size of the image in pixels.
 
         Raises:
             ValueError: the image is empty.
@@ -168,13 +173,13 @@ def _edge(context: EncoderContext, name: str) -> int:
     return edge
 
 
-def _root(key: str, tokens: Any) -> int:
+def _root(key: str, tokens: object) -> int:
     if type(tokens) is not int or tokens < 1 or isqrt(tokens) ** 2 != tokens:
         raise CompositionError(f"{key}: tokens_per_crop={tokens!r}; expected a square number, such as 144.")
     return isqrt(tokens)
 
 
-def _pinpoints(key: str, crop_size: int, given: Any) -> tuple[Size, ...]:
+def _pinpoints(key: str, crop_size: int, given: object) -> tuple[Size, ...]:
     if given is None:
         return tuple((rows * crop_size, columns * crop_size) for rows, columns in DEFAULT_GRIDS)
     if not isinstance(given, (list, tuple)) or not given or not all(_fits(one, crop_size) for one in given):
@@ -186,7 +191,7 @@ def _pinpoints(key: str, crop_size: int, given: Any) -> tuple[Size, ...]:
     return tuple((height, width) for height, width in given)
 
 
-def _fits(pinpoint: Any, crop_size: int) -> bool:
+def _fits(pinpoint: object, crop_size: int) -> bool:
     if not isinstance(pinpoint, (list, tuple)) or len(pinpoint) != 2:
         return False
     return all(type(edge) is int and edge > 0 and edge % crop_size == 0 for edge in pinpoint)

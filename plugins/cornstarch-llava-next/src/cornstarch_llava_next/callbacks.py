@@ -1,7 +1,7 @@
-"""The ``"llava-next"`` callbacks: an image's crops go through the encoder, their features are packed into one row.
+"""The ``"llava-next"`` callbacks: the encoder encodes an image's crops, and their features are packed into one row.
 
-Must not know any encoder family or language model: the context tells sizes and widths. How the encoder is run, and
-which of its features are taken, is left to cornstarch-vision's ``"llava"``.
+This module must not know any encoder family or language model: the context gives sizes and widths. cornstarch-vision's
+``"llava"`` callbacks run the encoder and select its features.
 
 Source: https://llava-vl.github.io/blog/2024-01-30-llava-next/, and ``LlavaNextModel`` of transformers.
 """
@@ -14,76 +14,81 @@ from math import sqrt
 from typing import Any
 
 import torch
-from cornstarch_vision.llava import llava
+from cornstarch_vision.llava import Llava, Output
 from torch import nn
 
 from cornstarch_core.errors import CompositionError, InputError, MediaError
-from cornstarch_core.specs import EncoderContext, ModalCallbacks
+from cornstarch_core.specs import CallbacksInterface, EncoderContext, ModalCallbacks
 
 from .anyres import Tiler, Tiling
 from .packing import pack, packing_index
 
-__all__ = ["INDEX", "SIZES", "AnyResolution", "PackFeatures", "llava_next"]
+__all__ = ["INDEX", "SIZES", "AnyResolution", "LlavaNext", "PackFeatures"]
 
 INDEX = "packing_index"  # (F,) int64, from packing_index()
-SIZES = "packing_sizes"  # (crops, features) of each image, numbers of the host
+SIZES = "packing_sizes"  # (crops, features) of each image, numbers on the host
 
 
-def llava_next(
-    context: EncoderContext,
-    image_grid_pinpoints: Sequence[Sequence[int]] | None = None,
-    vision_feature_layer: int | Sequence[int] = -2,
-    vision_feature_select_strategy: str = "default",
-    use_image_newline: bool = True,
-    drop_tokens: int | None = None,
-    tokens_per_crop: int | None = None,
-) -> ModalCallbacks:
-    """Tile images and pack their features as LLaVA-NeXT does.
+class LlavaNext(CallbacksInterface):
+    """Makes the ``"llava-next"`` callbacks."""
 
-    Args:
-        context: the encoder; its ``config`` gives ``image_size`` (a crop's) and ``patch_size``.
-        image_grid_pinpoints: sizes ``(height, width)`` that an image may be scaled into, multiples of ``image_size``;
-            default: 1x2, 2x1, 2x2, 3x1 and 1x3 crops, which for 336 pixels are LLaVA-NeXT's own.
-        vision_feature_layer: as in :func:`cornstarch_vision.llava.llava`.
-        vision_feature_select_strategy: ``"default"`` leaves out CLS, distillation and registers; ``"full"`` is for
-            encoders that have none, since they would have no place in the grid.
-        use_image_newline: whether a learned newline ends each row of the grid.
-        drop_tokens: as in :func:`cornstarch_vision.llava.llava`.
-        tokens_per_crop: for a projector that changes how many tokens a crop has: how many there are after it.
+    def build(
+        self,
+        context: EncoderContext,
+        image_grid_pinpoints: Sequence[Sequence[int]] | None = None,
+        vision_feature_layer: int | Sequence[int] = -2,
+        vision_feature_select_strategy: str = "default",
+        use_image_newline: bool = True,
+        drop_tokens: int | None = None,
+        tokens_per_crop: int | None = None,
+    ) -> ModalCallbacks:
+        """Tile images and pack their features as LLaVA-NeXT does.
 
-    Returns:
-        Callbacks whose features are a list of ``(features, text width)``, one for each image.
+        Args:
+            context: the encoder; its ``config`` gives ``image_size`` (the size of a crop) and ``patch_size``.
+            image_grid_pinpoints: sizes ``(height, width)`` that an image may be scaled into, multiples of
+                ``image_size``; default: 1x2, 2x1, 2x2, 3x1 and 1x3 crops, which for 336 pixels are LLaVA-NeXT's own.
+            vision_feature_layer: as in :meth:`cornstarch_vision.llava.Llava.build`.
+            vision_feature_select_strategy: ``"default"`` leaves out CLS, distillation and registers; ``"full"`` is for
+                encoders that have none, since those tokens have no place in the grid.
+            use_image_newline: whether a learned newline ends each row of the grid.
+            drop_tokens: as in :meth:`cornstarch_vision.llava.Llava.build`.
+            tokens_per_crop: the number of tokens of a crop after the projector, if the projector changes it.
 
-    Raises:
-        CompositionError: an option makes no sense, or a crop's tokens form no square grid.
+        Returns:
+            Callbacks whose features are a list of ``(features, text width)``, one for each image.
 
-    Example:
-        >>> from cornstarch_core.specs import EncoderContext
-        >>> from transformers import CLIPVisionConfig
-        >>> context = EncoderContext(
-        ...     key="vision", config=CLIPVisionConfig(image_size=336, patch_size=14), hidden_size=768,
-        ...     text_hidden_size=64, prefix_tokens=1, layers="encoder.layers",
-        ... )
-        >>> callbacks = llava_next(context)
-        >>> callbacks.num_features({"image_sizes": [[200, 800], [300, 300]]}, [576] * 7)
-        [1890, 1176]
-        >>> callbacks.postprocess_projector.image_newline.shape
-        torch.Size([64])
-    """
-    selection = llava(context, vision_feature_layer, vision_feature_select_strategy, drop_tokens)
-    tiler = Tiler.of(context, image_grid_pinpoints, tokens_per_crop)
-    anyres = AnyResolution(context.key, tiler, use_image_newline)
-    if tokens_per_crop is None and selection.num_tokens is not None:
-        anyres.check_tokens(selection.num_tokens({}, [context.prefix_tokens + tiler.side**2])[0])
-    return replace(
-        selection,
-        preprocess=anyres.prepare,
-        postprocess_projector=PackFeatures(anyres, context.text_hidden_size),
-        process=anyres.prepare,
-        dummy_inputs=anyres.dummy,
-        num_features=anyres.num_features,
-        input_names=("image_sizes", INDEX, SIZES),
-    )
+        Raises:
+            CompositionError: an option is not valid, or a crop's tokens don't form a square grid.
+
+        Example:
+            >>> from cornstarch_core.specs import EncoderContext
+            >>> from transformers import CLIPVisionConfig
+            >>> context = EncoderContext(
+            ...     key="vision", config=CLIPVisionConfig(image_size=336, patch_size=14), hidden_size=768,
+            ...     text_hidden_size=64, prefix_tokens=1, layers="encoder.layers",
+            ... )
+            >>> callbacks = LlavaNext().build(context)
+            >>> callbacks.num_tokens_after_projector({"image_sizes": [[200, 800], [300, 300]]}, [576] * 7)
+            [1890, 1176]
+            >>> callbacks.postprocess_projector.image_newline.shape
+            torch.Size([64])
+        """
+        selection = Llava().build(context, vision_feature_layer, vision_feature_select_strategy, drop_tokens)
+        tiler = Tiler.of(context, image_grid_pinpoints, tokens_per_crop)
+        anyres = AnyResolution(context.key, tiler, use_image_newline)
+        if tokens_per_crop is None and selection.num_tokens_before_projector is not None:
+            tokens = context.prefix_tokens + tiler.side**2
+            anyres.check_tokens(selection.num_tokens_before_projector({}, [tokens])[0])
+        return replace(
+            selection,
+            preprocess=anyres.prepare,
+            postprocess_projector=PackFeatures(anyres, context.text_hidden_size),
+            prepare_on_host=anyres.prepare,
+            dummy_inputs=anyres.dummy,
+            num_tokens_after_projector=anyres.num_features,
+            input_names=("image_sizes", INDEX, SIZES),
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class AnyResolution:
     Args:
         key: modality, for messages.
         tiler: how images are tiled.
-        newline: whether each row of the grid ends with one.
+        newline: whether each row of the grid ends with a newline.
     """
 
     key: str
@@ -101,21 +106,21 @@ class AnyResolution:
     newline: bool
 
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Take the crops that count out of ``pixel_values``, and compute how they are packed.
+        """Remove the padding from ``pixel_values``, and compute how the crops are packed.
 
         Args:
-            inputs: ``image_sizes``, ``(N, 2)`` heights and widths in pixels, as tensor (reading it costs one transfer
-                from its device) or list; ``pixel_values``, float: ``(N, crops, channels, height, width)`` padded to
-                the image with most crops, ``(C, channels, height, width)``, or a list of one ``(crops, channels,
-                height, width)`` an image. Inputs that were prepared before go through as they are.
+            inputs: ``image_sizes``, ``(N, 2)`` heights and widths in pixels, as a tensor (reading it costs one transfer
+                from its device) or a list; and ``pixel_values``, float: ``(N, crops, channels, height, width)`` padded
+                to the image with most crops, ``(C, channels, height, width)``, or a list with one ``(crops, channels,
+                height, width)`` for each image. Inputs that are already prepared are returned unchanged.
 
         Returns:
             The inputs with ``pixel_values`` ``(C, channels, height, width)``, ``packing_index`` ``(F,)`` int64 on the
             same device, and ``packing_sizes``, a list of ``(crops, features)`` of each image.
 
         Raises:
-            InputError: something is missing, or crops and sizes don't fit.
-            MediaError: an image of a size that can't be tiled.
+            InputError: an input is missing, or crops and sizes don't fit.
+            MediaError: an image has a size that can't be tiled.
         """
         if INDEX in inputs:
             return inputs
@@ -130,17 +135,17 @@ class AnyResolution:
         }
 
     def dummy(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """One black image of the size of a crop, with as many crops as it is cut into."""
+        """Make the inputs of one black image of the size of a crop, for as many channels as ``inputs`` have."""
         size = (self.tiler.crop_size, self.tiler.crop_size)
         channels = inputs["pixel_values"].shape[1]
         return {"pixel_values": torch.zeros(self.tiler.tile(size).crops, channels, *size), "image_sizes": [size]}
 
     def num_features(self, encoder_inputs: dict[str, Any], counts: list[int]) -> list[int]:
-        """Packed features of each image.
+        """Count the packed features of each image.
 
         Args:
-            encoder_inputs: prepared, or with ``image_sizes``.
-            counts: tokens of each crop.
+            encoder_inputs: prepared inputs, or inputs with ``image_sizes``.
+            counts: tokens of each crop after the projector.
 
         Raises:
             CompositionError: a crop has another number of tokens than its grid.
@@ -153,19 +158,19 @@ class AnyResolution:
         return [self._features(tiling) for tiling in self._tilings(encoder_inputs)]
 
     def check_tokens(self, tokens: int) -> None:
-        """Raise ``CompositionError`` unless a crop has the tokens of its grid."""
+        """Raise ``CompositionError`` unless ``tokens`` is the number of tokens in the grid of a crop."""
         side = self.tiler.side
         if tokens != side * side:
             raise CompositionError(
                 f"{self.key}: a crop has {tokens} tokens, but packing needs {side * side}, a grid of {side}x{side}. "
-                "Leave out CLS and the like with vision_feature_select_strategy='default'; if the projector changes "
-                "the number of tokens, say with tokens_per_crop= how many come out of it."
+                "Leave out CLS and registers with vision_feature_select_strategy='default'; if the projector changes "
+                "the number of tokens, give the number after it as tokens_per_crop=."
             )
 
-    def check_crops(self, features: Any, sizes: Sequence[tuple[int, int]]) -> None:
-        """Raise unless ``features`` are the tokens of the crops that ``sizes`` tells."""
+    def check_crops(self, features: object, sizes: Sequence[tuple[int, int]]) -> None:
+        """Raise unless ``features`` are the tokens of as many crops as ``sizes`` says."""
         if not isinstance(features, torch.Tensor) or features.dim() != 3:
-            raise CompositionError(f"{self.key}: packing needs features (crops, tokens, width) of equally many tokens.")
+            raise CompositionError(f"{self.key}: packing needs features of shape (crops, tokens, width).")
         self.check_tokens(features.shape[1])
         crops = sum(crops for crops, _ in sizes)
         if features.shape[0] != crops:
@@ -181,7 +186,7 @@ class AnyResolution:
         sizes = inputs.get("image_sizes")
         if sizes is None:
             raise InputError(
-                f"{self.key}: image_sizes are missing, which tell how each image was tiled; pass what "
+                f"{self.key}: image_sizes are missing, from which the tiling of each image is computed; pass what "
                 "MultimodalProcessor or LLaVA-NeXT's own image processor returns, together with pixel_values."
             )
         sizes = sizes.tolist() if hasattr(sizes, "tolist") else sizes
@@ -194,11 +199,11 @@ class AnyResolution:
         except (TypeError, ValueError) as error:
             raise MediaError(f"{self.key}: image {item}: {error}.") from error
 
-    def _crops(self, pixels: Any, crops: list[int]) -> torch.Tensor:
-        """The crops that count, ``(C, channels, height, width)``."""
+    def _crops(self, pixels: torch.Tensor | Sequence[torch.Tensor] | None, crops: list[int]) -> torch.Tensor:
+        """The crops without padding, ``(C, channels, height, width)``."""
         if pixels is None:
             raise InputError(f"{self.key}: pixel_values are missing.")
-        if isinstance(pixels, (list, tuple)):
+        if not isinstance(pixels, torch.Tensor):
             return self._joined([torch.as_tensor(one) for one in pixels], crops)
         if pixels.dim() == 5 and len(pixels) == len(crops) and pixels.shape[1] >= max(crops, default=0):
             return _without_padding(pixels, crops)
@@ -212,7 +217,7 @@ class AnyResolution:
 
     def _joined(self, pixels: list[torch.Tensor], crops: list[int]) -> torch.Tensor:
         if len(pixels) != len(crops):
-            raise InputError(f"{self.key}: pixel_values of {len(pixels)} images, image_sizes of {len(crops)}.")
+            raise InputError(f"{self.key}: pixel_values have {len(pixels)} images, image_sizes {len(crops)}.")
         for item, (one, count) in enumerate(zip(pixels, crops, strict=True)):
             if one.dim() != 4 or len(one) < count:
                 raise InputError(
@@ -225,11 +230,12 @@ class AnyResolution:
 class PackFeatures(nn.Module):
     """Packs projected features; holds the newline.
 
+    ``image_newline``, ``(width,)``, has the distribution that transformers uses; it is ``None`` if rows end without a
+    newline.
+
     Args:
         anyres: checks that crops and features fit.
-        width: of the language model's embeddings.
-
-    ``image_newline``, ``(width,)``, is drawn as transformers draws it; without newlines it is ``None``.
+        width: width of the language model's embeddings.
     """
 
     image_newline: nn.Parameter | None
@@ -240,27 +246,36 @@ class PackFeatures(nn.Module):
         newline = nn.Parameter(torch.randn(width) / sqrt(width)) if anyres.newline else None
         self.register_parameter("image_newline", newline)
 
-    def forward(self, inputs: dict[str, Any], output: Any) -> Any:
-        """``output`` with a list of one ``(features, width)`` an image, views of one tensor, for ``(C, T, width)``.
+    def forward(self, inputs: dict[str, Any], output: Output) -> Output | tuple[Any, ...]:
+        """Replace the features ``(C, T, width)`` by a list with one ``(features, width)`` for each image.
+
+        Args:
+            inputs: as :meth:`AnyResolution.prepare` returns them.
+            output: what the projector gives.
+
+        Returns:
+            The output with the list, whose entries are views of one tensor.
 
         Raises:
-            InputError: the inputs weren't prepared, or crops and features don't fit.
+            InputError: the inputs are not prepared, or crops and features don't fit.
         """
         if INDEX not in inputs or SIZES not in inputs:
             raise InputError(
-                f"{self.anyres.key}: {INDEX} and {SIZES} are missing. A preprocess_callback in place of this one's has "
-                "to pass on those that MultimodalProcessor makes."
+                f"{self.anyres.key}: {INDEX} and {SIZES} are missing. Your preprocess_callback replaces the one that "
+                "makes them; it has to pass on those that MultimodalProcessor makes."
             )
         sizes = inputs[SIZES]
         self.anyres.check_crops(output[0], sizes)
         index = inputs[INDEX].to(output[0].device, non_blocking=True)
         packed = pack(output[0], index, self.image_newline)
         features = list(packed.split([length for _, length in sizes]))
-        return (features, *output[1:]) if isinstance(output, tuple) else replace(output, last_hidden_state=features)
+        if isinstance(output, tuple):
+            return (features, *output[1:])
+        return replace(output, last_hidden_state=features)  # type: ignore[arg-type]  # a list is fine here
 
 
 def _without_padding(pixels: torch.Tensor, crops: list[int]) -> torch.Tensor:
-    """The first ``crops[i]`` of each image's crops, by one gather; a view if there is no padding."""
+    """The first ``crops[i]`` crops of each image i, by one gather; a view if there is no padding."""
     most = pixels.shape[1]
     flat = pixels.flatten(0, 1)
     kept = [item * most + crop for item, count in enumerate(crops) for crop in range(count)]

@@ -1,7 +1,7 @@
 """Packing: the tokens of an image's crops as one row of features, by an index made on the host and one gather.
 
-For each image: the tokens of the whole view, then the rows of the grid as they run through its crops, without the
-padding, and a newline after each row. Must not know pixels or models.
+The features of an image are the tokens of the whole image, then the rows of the grid, each across all of its crops,
+without the padding and with a newline at the end. This module must not know pixels or models.
 
 Shapes: C crops of all images, T tokens a crop, D width, F packed features of all images.
 """
@@ -18,16 +18,16 @@ __all__ = ["pack", "packing_index"]
 
 
 def packing_index(tilings: Iterable[Tiling], side: int, newline: bool = True) -> torch.Tensor:
-    """Where each packed feature comes from.
+    """Compute where each packed feature comes from.
 
     Args:
-        tilings: of the images, in order.
-        side: edge of a crop, in tokens: T is its square.
-        newline: whether each row of the grid ends with one.
+        tilings: how the images are tiled, in order.
+        side: edge of a crop in tokens; T is its square.
+        newline: whether each row of the grid ends with a newline.
 
     Returns:
         ``(F,)`` int64 on the CPU: an index into the ``C * T`` tokens of all crops. A newline is ``-1 - i``, where ``i``
-        is the row's last token, which :func:`pack` reads in its place and discards.
+        is the row's last token; :func:`pack` reads that token in its place and discards it.
 
     Example:
         >>> from cornstarch_llava_next.anyres import Tiling
@@ -57,14 +57,14 @@ def pack(
     index_F: torch.Tensor,  # noqa: N803
     newline_D: torch.Tensor | None = None,  # noqa: N803
 ) -> torch.Tensor:
-    """Pack the features of all images at once. No sync, and as many operations for one image as for many.
+    """Pack the features of all images at once, without a device sync; the number of operations is always the same.
 
-    The newline enters by broadcasting, so that its gradient is a sum and not a scatter of duplicates.
+    The newline is broadcast, so that its gradient is a sum and not a scatter of duplicates.
 
     Args:
         features_CTD: ``(C, T, D)`` of any dtype.
         index_F: ``(F,)`` int64 on the same device, from :func:`packing_index`.
-        newline_D: ``(D,)``, for an index that has newlines.
+        newline_D: ``(D,)``; needed if the index has newlines.
 
     Returns:
         ``(F, D)`` in the dtype of ``features_CTD``.

@@ -1,4 +1,4 @@
-"""What this plugin registers. Imports no torch, transformers or PIL: targets are imported when something is built."""
+"""What this plugin registers. Targets are imported when something is built, so this needs no torch and no PIL."""
 
 from cornstarch_core.hookspecs import hookimpl
 from cornstarch_core.specs import CallbackSpec, CheckpointSpec, ProcessorSpec
@@ -17,7 +17,7 @@ def cornstarch_register_callbacks() -> list[CallbackSpec]:
         CallbackSpec(
             name="llava-next",
             modality="vision",
-            build="cornstarch_llava_next.callbacks:llava_next",
+            target="cornstarch_llava_next.callbacks:LlavaNext",
             processor="llava-next",
         )
     ]
@@ -25,28 +25,25 @@ def cornstarch_register_callbacks() -> list[CallbackSpec]:
 
 @hookimpl
 def cornstarch_register_processors() -> list[ProcessorSpec]:
-    """``"llava-next"``: Hugging Face's LLaVA-NeXT image processor, set to the encoder at hand."""
+    """``"llava-next"``: Hugging Face's LLaVA-NeXT image processor, set to the encoder."""
     return [
         ProcessorSpec(
             name="llava-next",
             modality="vision",
-            build="cornstarch_llava_next.images:image_processor",
+            target="cornstarch_llava_next.images:AnyResolutionImages",
             media_names=("images", "image"),
             content_types=("image", "image_url"),
-            prepare="cornstarch_vision.images:prepare_image",
         )
     ]
 
 
 @hookimpl
 def cornstarch_register_checkpoints() -> list[CheckpointSpec]:
-    """``"llava_next"``: LLaVA-NeXT, also called LLaVA-1.6, in and out."""
+    """``"llava_next"``: reads and writes LLaVA-NeXT, also called LLaVA-1.6."""
     return [
         CheckpointSpec(
             name="llava_next",
-            load="cornstarch_llava_next.checkpoints:LLAVA_NEXT.load",
-            load_processor="cornstarch_llava_next.checkpoints:LLAVA_NEXT.load_processor",
-            export="cornstarch_llava_next.checkpoints:LLAVA_NEXT.export",
+            target="cornstarch_llava_next.checkpoints:LlavaNextFamily",
             callback="llava-next",
         )
     ]

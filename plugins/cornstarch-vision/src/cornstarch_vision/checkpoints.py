@@ -1,6 +1,6 @@
-"""Hugging Face's LLaVA checkpoints in and out; and the build that LLaVA's relatives share with them.
+"""Hugging Face's LLaVA checkpoints, and the structure that other families share with them.
 
-What towers, decoders and heads have in common, whatever they see or hear, is :mod:`cornstarch_core.families`' to know.
+What all such families have in common, for any modality, is in :mod:`cornstarch_core.interop`.
 """
 
 from __future__ import annotations
@@ -8,29 +8,22 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import nn
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.processing_utils import ProcessorMixin
 
 from cornstarch_core import ModalEncoderModule, MultimodalProcessor, MultimodalProjector, MultimodalProjectorConfig
-from cornstarch_core.families import (
-    CheckpointFamily,
-    adopt_layers,
-    callback_options,
-    encoder_description,
-    is_activation,
-)
-from cornstarch_core.plugins import resolve
+from cornstarch_core.interop import CheckpointFamily, adopt_layers, callback_options, encoder_description, is_activation
 
-from .families import native_dummy_inputs
+from .families import native_image
 
-__all__ = ["LLAVA", "LlavaFamily"]
+__all__ = ["LlavaFamily"]
 
 
 class LlavaFamily(CheckpointFamily):
-    """A family of checkpoints built as LLaVA's: a vision tower, an MLP and a decoder.
+    """LLaVA-1.5: a vision tower, an MLP and a decoder.
 
-    Another family of that build is a subclass that names its classes and says what is its own.
+    Another family with these parts is a subclass that names its classes and overrides what differs.
     """
 
     config_class: ClassVar[type[PreTrainedConfig]] = LlavaConfig
@@ -46,10 +39,10 @@ class LlavaFamily(CheckpointFamily):
     token = "image_token"
     media_processor = "image_processor"
 
-    def options(self, config: Any) -> dict[str, Any]:
-        """The callback's options for a config of theirs."""
+    def options(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """The callbacks' options for a config of this family."""
         strategy = config.vision_feature_select_strategy
-        # They drop one token under "default", also where the tower has no CLS or has registers beside it.
+        # the class drops one token under "default", also where the tower has no CLS, or has registers beside it
         drop = {"drop_tokens": 1} if strategy == "default" else {}
         return {
             "vision_feature_layer": config.vision_feature_layer,
@@ -58,30 +51,29 @@ class LlavaFamily(CheckpointFamily):
         }
 
     def settings(self, encoder: ModalEncoderModule, options: dict[str, Any]) -> dict[str, Any]:
-        """Entries of their config for the callback's options, all of which are given.
+        """Entries of the family's config for the callbacks' options, all of which are given.
 
         Raises:
-            CheckpointError: they can't do what an option says.
+            CheckpointError: the family's class can't do what an option says.
         """
         strategy, drop = options["vision_feature_select_strategy"], options["drop_tokens"]
-        prefix = _prefix_tokens(encoder)
-        drop = (prefix if strategy == "default" else 0) if drop is None else drop
+        config, family = encoder.module.config, encoder_description(encoder).load()
+        if drop is None:
+            drop = family.prefix_tokens(config) if strategy == "default" else 0
         if strategy == "default" and drop != 1:
             raise self.refusal(
                 f"it drops {drop} tokens of each image, and that class always drops one under 'default'. Compose with "
                 "drop_tokens=1, or with vision_feature_select_strategy='full', and train on that."
             )
         layer = options["vision_feature_layer"]
-        config, provided = encoder.module.config, encoder_description(encoder)
-        count = resolve(provided.spec.num_tokens, provided.plugin)
         return {
             "vision_feature_layer": list(layer) if isinstance(layer, (list, tuple)) else layer,
             "vision_feature_select_strategy": strategy,
-            "image_seq_length": count(config, native_dummy_inputs(config))[0] - drop,
+            "image_seq_length": family.num_tokens(config, native_image(config))[0] - drop,
         }
 
-    def projector(self, theirs: Any) -> MultimodalProjector:
-        """An ``"mlp"`` of their projector's very layers; a custom one if they have no biases."""
+    def projector(self, theirs: PreTrainedModel) -> MultimodalProjector:
+        """An ``"mlp"`` that holds the layers of their projector; a custom one if they have no biases."""
         projection = theirs.model.multi_modal_projector
         config = MultimodalProjectorConfig(
             projection_type="mlp",
@@ -95,7 +87,7 @@ class LlavaFamily(CheckpointFamily):
         """The MLP.
 
         Raises:
-            CheckpointError: the projector is another.
+            CheckpointError: the projector is of another kind.
         """
         projector, projection = encoder.projector, encoder.projector.projection
         if projector.is_custom:
@@ -114,35 +106,24 @@ class LlavaFamily(CheckpointFamily):
         return projection
 
     def projector_settings(self, encoder: ModalEncoderModule) -> dict[str, Any]:
-        """Entries of their config for the MLP."""
+        """Entries of the family's config for the MLP."""
         return {
             "projector_hidden_act": encoder.projector.config.activation,
             "multimodal_projector_bias": encoder.projector.projection.linear_1.bias is not None,
         }
 
     def processor_arguments(self, encoder: ModalEncoderModule, processor: MultimodalProcessor) -> dict[str, Any]:
-        """What their processor is made with.
+        """The arguments of the family's processor.
 
         Raises:
-            CheckpointError: theirs can't count the tower's patches.
+            CheckpointError: the family's processor can't count the tower's patches.
         """
-        patch = encoder.module.config.patch_size
-        if not isinstance(patch, int):
-            raise self.refusal(f"its processor counts in square patches, and the tower has {patch}.")
+        config = encoder.module.config
+        if not isinstance(config.patch_size, int):
+            raise self.refusal(f"its processor counts in square patches, and the tower has {config.patch_size}.")
         return {
             **super().processor_arguments(encoder, processor),
-            "patch_size": patch,
+            "patch_size": config.patch_size,
             "vision_feature_select_strategy": callback_options(encoder)["vision_feature_select_strategy"],
-            "num_additional_image_tokens": _prefix_tokens(encoder),
+            "num_additional_image_tokens": encoder_description(encoder).load().prefix_tokens(config),
         }
-
-
-LLAVA = LlavaFamily()
-"""LLaVA-1.5."""
-
-
-def _prefix_tokens(encoder: ModalEncoderModule) -> int:
-    provided = encoder_description(encoder)
-    if provided.spec.prefix_tokens is None:
-        return 0
-    return resolve(provided.spec.prefix_tokens, provided.plugin)(encoder.module.config)

@@ -1,23 +1,24 @@
-"""Images: the image processor that fits an encoder, and the check of one image before it gets there.
+"""The processor ``"image"``: the image processor that fits an encoder, and the check of one image before it.
 
-Must not know about tokens or models; it reads sizes and channels from the encoder's config.
+This module must not know about tokens or models; it reads sizes and channels from the encoder's config.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 import transformers
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -29,9 +30,14 @@ from transformers.image_utils import (
 from transformers.utils import is_torchvision_available
 
 from cornstarch_core.errors import CompositionError, MediaError
-from cornstarch_core.specs import EncoderContext
+from cornstarch_core.specs import EncoderContext, ProcessorInterface
 
-__all__ = ["GrayscaleImageProcessor", "image_processor", "prepare_image"]
+__all__ = ["GrayscaleImageProcessor", "ImageItem", "Images", "prepare_image"]
+
+ImageItem: TypeAlias = (
+    Image.Image | np.ndarray | torch.Tensor | str | os.PathLike[str] | bytes | bytearray | Mapping[str, Any]
+)
+"""One image as :func:`prepare_image` takes it."""
 
 MAX_ASPECT_RATIO = 200  # a 1x20000 image, scaled to a shortest edge of 224, would take 3 GB
 
@@ -62,7 +68,12 @@ class _Recipe:
 
 
 def _recipe(
-    name: str, fit: Any, resample: Image.Resampling, mean: Any, std: Any, pil_name: str | None = None
+    name: str,
+    fit: Literal["squash", "crop", "zoom", "squash_zoom"],
+    resample: Image.Resampling,
+    mean: Sequence[float],
+    std: Sequence[float],
+    pil_name: str | None = None,
 ) -> _Recipe:
     return _Recipe(name=name, pil_name=pil_name or name, fit=fit, resample=resample, mean=list(mean), std=list(std))
 
@@ -70,7 +81,7 @@ def _recipe(
 _BICUBIC, _BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 _DINOV2 = _recipe("Bit", "zoom", _BICUBIC, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
-# Means are those of the published checkpoints: for DeiT and DINOv2 they aren't the defaults of the processors' classes.
+# means are those of the published checkpoints: for DeiT and DINOv2 they aren't the defaults of the processors' classes
 _RECIPES = {
     "clip_vision_model": _recipe("CLIP", "crop", _BICUBIC, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
     "siglip_vision_model": _recipe("Siglip", "squash", _BICUBIC, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
@@ -84,58 +95,68 @@ _RECIPES = {
 }
 
 
+class Images(ProcessorInterface[ImageItem]):
+    """Prepares images with the Hugging Face image processor of the encoder's family."""
+
+    def build(self, context: EncoderContext, **callback_options: Any) -> BaseImageProcessor:
+        """Make the image processor of an encoder's family, set to the encoder's ``image_size``.
+
+        Without torchvision it is the variant that uses PIL. For an encoder with one channel it is a
+        :class:`GrayscaleImageProcessor` with the family's settings and the mean of its means.
+
+        Args:
+            context: the encoder; its ``config`` gives ``model_type``, ``image_size`` and ``num_channels``.
+            **callback_options: ignored: no callbacks of this plugin change how images are prepared.
+
+        Returns:
+            An image processor whose ``pixel_values`` the encoder takes.
+
+        Raises:
+            CompositionError: the family is unknown, or the encoder has neither one nor three channels.
+
+        Example:
+            >>> from cornstarch_core.specs import EncoderContext
+            >>> import numpy as np
+            >>> from transformers import ViTConfig
+            >>> config = ViTConfig(image_size=32, patch_size=8)
+            >>> context = EncoderContext(key="vision", config=config, hidden_size=768, text_hidden_size=64)
+            >>> image = prepare_image(np.zeros((60, 80, 3), np.uint8))
+            >>> Images().build(context)(image, return_tensors="pt").pixel_values.shape
+            torch.Size([1, 3, 32, 32])
+        """
+        config = context.config
+        model_type = getattr(config, "model_type", "")
+        recipe = _RECIPES.get(model_type)
+        if recipe is None:
+            raise CompositionError(
+                f"{context.key}: no image processor is known for {model_type!r}, only for "
+                f"{', '.join(_RECIPES)}. Give MultimodalProcessor(processors={{{context.key!r}: ...}}) yours."
+            )
+        if config.num_channels not in (1, 3):
+            raise CompositionError(
+                f"{context.key}: the encoder has {config.num_channels} channels; images have 1 or 3. Give "
+                f"MultimodalProcessor(processors={{{context.key!r}: ...}}) your own image processor."
+            )
+        settings = _settings(recipe, config.image_size)
+        return _grayscale(settings) if config.num_channels == 1 else _processor_class(recipe)(**settings)
+
+    def prepare(self, item: ImageItem) -> Image.Image:
+        """Check one image and convert it to RGB; arguments and errors are those of :func:`prepare_image`."""
+        return prepare_image(item)
+
+
 class GrayscaleImageProcessor(PilBackend):
     """An image processor for encoders with one channel: colours become luminance (ITU-R 601-2).
 
-    Takes what :func:`prepare_image` takes and gives ``pixel_values`` of shape ``(images, 1, height, width)``, float32.
+    It takes what :func:`prepare_image` takes, and gives ``pixel_values`` of shape ``(images, 1, height, width)``,
+    float32.
     """
 
-    def process_image(self, image: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+    def process_image(  # type: ignore[override]  # the base's type has lists too, but it is called with one image
+        self, image: ImageItem, *args: Any, **kwargs: Any
+    ) -> np.ndarray:
         """One image as an array ``(1, height, width)`` of uint8."""
         return np.asarray(prepare_image(image).convert("L"))[None]
-
-
-def image_processor(context: EncoderContext, **callback_options: Any) -> Any:
-    """The Hugging Face image processor of an encoder's family, set to the encoder's ``image_size``.
-
-    Without torchvision it is the variant that uses PIL. For an encoder with one channel it is a
-    :class:`GrayscaleImageProcessor` with the family's settings and the mean of its means.
-
-    Args:
-        context: the encoder; its ``config`` gives ``model_type``, ``image_size`` and ``num_channels``.
-        **callback_options: ignored: no callback of this plugin changes how images are prepared.
-
-    Returns:
-        An image processor whose ``pixel_values`` the encoder takes.
-
-    Raises:
-        CompositionError: the family is not known, or the encoder has neither one nor three channels.
-
-    Example:
-        >>> from cornstarch_core.specs import EncoderContext
-        >>> import numpy as np
-        >>> from transformers import ViTConfig
-        >>> config = ViTConfig(image_size=32, patch_size=8)
-        >>> context = EncoderContext(key="vision", config=config, hidden_size=768, text_hidden_size=64)
-        >>> image = prepare_image(np.zeros((60, 80, 3), np.uint8))
-        >>> image_processor(context)(image, return_tensors="pt").pixel_values.shape
-        torch.Size([1, 3, 32, 32])
-    """
-    config = context.config
-    model_type = getattr(config, "model_type", "")
-    recipe = _RECIPES.get(model_type)
-    if recipe is None:
-        raise CompositionError(
-            f"{context.key}: no image processor is known for {model_type!r}, only for "
-            f"{', '.join(_RECIPES)}. Give MultimodalProcessor(processors={{{context.key!r}: ...}}) yours."
-        )
-    if config.num_channels not in (1, 3):
-        raise CompositionError(
-            f"{context.key}: the encoder has {config.num_channels} channels; images have 1 or 3. Give "
-            f"MultimodalProcessor(processors={{{context.key!r}: ...}}) your own image processor."
-        )
-    settings = _settings(recipe, config.image_size)
-    return _grayscale(settings) if config.num_channels == 1 else _processor_class(recipe)(**settings)
 
 
 def _settings(recipe: _Recipe, image_size: int | tuple[int, int] | list[int]) -> dict[str, Any]:
@@ -163,7 +184,7 @@ def _grayscale(settings: dict[str, Any]) -> GrayscaleImageProcessor:
     return GrayscaleImageProcessor(**{**settings, **averages, "do_convert_rgb": False})
 
 
-def _processor_class(recipe: _Recipe) -> type:
+def _processor_class(recipe: _Recipe) -> type[BaseImageProcessor]:
     if is_torchvision_available():
         return getattr(transformers, f"{recipe.name}ImageProcessor")
     return getattr(transformers, f"{recipe.pil_name}ImageProcessorPil")
@@ -172,25 +193,27 @@ def _processor_class(recipe: _Recipe) -> type:
 # --- one image --------------------------------------------------------------------------------------------------------
 
 
-def prepare_image(item: Any) -> Image.Image:
+def prepare_image(item: ImageItem) -> Image.Image:
     """Check one image and convert it to RGB.
 
     Args:
         item: one of
 
-            - a PIL image of any mode; transparency is laid on white, and 16-bit images (``I;16``, ``I``) are scaled
-              by 1/257;
-            - an array or tensor ``(height, width)``, or with 1, 3 or 4 channels, last or first. Where both would do, an
-              array has them last, a tensor first. Integers in [0, 255], floats in [0, 1], or booleans;
-            - the path of an image file, or its content as ``bytes``; turned upright as its EXIF data say;
+            - a PIL image of any mode; transparent pixels are blended with white, and 16-bit images (``I;16``, ``I``)
+              are scaled by 1/257;
+            - an array or tensor ``(height, width)``, or with 1, 3 or 4 channels on the first or the last axis. If both
+              axes could hold the channels, those of an array are last, those of a tensor first. Values are integers in
+              [0, 255], floats in [0, 1], or booleans;
+            - the path of an image file, or its content as ``bytes``; it is rotated as its EXIF data say;
             - what the ``Image`` feature of Hugging Face datasets gives with ``decode=False``:
-              ``{"bytes": ..., "path": ...}``. The path is read if the bytes are ``None`` or not there.
+              ``{"bytes": ..., "path": ...}``. The path is read if the bytes are ``None`` or missing.
 
     Returns:
         A PIL image of mode ``"RGB"``.
 
     Raises:
-        MediaError: not an image, unreadable, empty, with values out of range, or longer than 200 times its width.
+        MediaError: it is not an image, can't be read, is empty, has values out of range, or one of its edges is more
+            than 200 times as long as the other.
 
     Example:
         >>> import numpy as np
@@ -209,7 +232,7 @@ def prepare_image(item: Any) -> Image.Image:
         raise MediaError(f"vision: {_called(item)} can't be read: {reason}. Check it, or convert it to RGB.") from error
 
 
-def _open(item: Any) -> Image.Image:
+def _open(item: ImageItem) -> Image.Image:
     if isinstance(item, Image.Image):
         return item
     if isinstance(item, torch.Tensor):
@@ -231,13 +254,13 @@ def _from_mapping(item: Mapping[str, Any]) -> Image.Image:
     kind = next((key for key in ("bytes", "path") if item.get(key) is not None), None)
     if kind is None:
         raise MediaError(
-            f"vision: a dict with {', '.join(map(repr, item)) or 'nothing'}; expected 'bytes', or 'path', that is not "
-            "None. Give one of them, or the image itself."
+            f"vision: a dict with {', '.join(map(repr, item)) or 'nothing'}; expected 'bytes' or 'path' with a "
+            "value. Give one of them, or the image itself."
         )
     return _open(item[kind])
 
 
-def _called(item: Any) -> str:
+def _called(item: ImageItem) -> str:
     name = item.get("path") if isinstance(item, Mapping) else item
     return f"image file {os.fspath(name)!r}" if isinstance(name, (str, os.PathLike)) else "this image"
 
@@ -262,7 +285,7 @@ def _check_size(image: Image.Image) -> None:
     if long > MAX_ASPECT_RATIO * short:
         raise MediaError(
             f"vision: an image {image.width} pixels wide and {image.height} high; at most "
-            f"{MAX_ASPECT_RATIO}:1 is taken. Cut it into pieces."
+            f"{MAX_ASPECT_RATIO}:1 is allowed. Cut it into pieces."
         )
 
 
@@ -326,7 +349,7 @@ def _from_16_bits(array: np.ndarray) -> np.ndarray:
 
 
 def _check_range(array: np.ndarray, largest: int) -> None:
-    low, high = array.min(), array.max()  # NaN if any value is
+    low, high = array.min(), array.max()  # NaN if any value is NaN
     if np.isnan(low):
         raise MediaError("vision: an image with NaN among its values.")
     if low < 0 or high > largest:

@@ -1,6 +1,7 @@
-"""The ``"llava"`` callback: features of an earlier layer, without CLS and registers, as LLaVA takes them.
+"""The ``"llava"`` callbacks: features of an earlier layer, without CLS and registers, as LLaVA takes them.
 
-Must not know any encoder family: the context says where the blocks are and how many tokens come before the patches.
+This module must not know any encoder family: the context says where the blocks are, and how many tokens come before
+the patches.
 
 Layers are numbered as in transformers' ``hidden_states``: 0 is what enters the first block, k what the k-th block
 gives, before any final norm.
@@ -21,71 +22,79 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from cornstarch_core.errors import CompositionError
-from cornstarch_core.specs import EncoderContext, ModalCallbacks
+from cornstarch_core.specs import CallbacksInterface, EncoderContext, ModalCallbacks
 
-__all__ = ["FeatureSelection", "llava"]
+__all__ = ["FeatureSelection", "Llava"]
 
 _STRATEGIES = ("default", "full")
 _WRAPPERS = ("base_model", "model", "module", "_orig_mod")  # what PEFT, DDP and torch.compile call the module inside
 _RECORDERS = ("output_hidden_states", "output_attentions")
 
-# While the blocks of an encoder are exchanged no other thread may run it, or exchange them in turn.
+# While the blocks of an encoder are exchanged, no other thread may run it or exchange them in turn.
 _EXCHANGE = threading.RLock()
 
+Output = BaseModelOutput | tuple[torch.Tensor, ...]
 
-def llava(
-    context: EncoderContext,
-    vision_feature_layer: int | Sequence[int] = -2,
-    vision_feature_select_strategy: str = "default",
-    drop_tokens: int | None = None,
-) -> ModalCallbacks:
-    """Select features as LLaVA does.
 
-    The encoder stops after the highest layer that is used; its weights stay, and are saved. The features equal those of
-    the whole run bit for bit.
+class Llava(CallbacksInterface):
+    """Makes the ``"llava"`` callbacks."""
 
-    Args:
-        context: the encoder.
-        vision_feature_layer: index into ``hidden_states``, or several, whose features are joined along the width.
-        vision_feature_select_strategy: ``"default"`` leaves out CLS, distillation and registers; ``"full"`` keeps all.
-        drop_tokens: how many leading tokens ``"default"`` leaves out, in place of the encoder's own number. Hugging
-            Face's LLaVA always drops one, also the first patch of a SigLIP tower: ``drop_tokens=1`` does the same.
+    def build(
+        self,
+        context: EncoderContext,
+        vision_feature_layer: int | Sequence[int] = -2,
+        vision_feature_select_strategy: str = "default",
+        drop_tokens: int | None = None,
+    ) -> ModalCallbacks:
+        """Select features as LLaVA does.
 
-    Returns:
-        Callbacks whose features have shape ``(images, tokens, layers * hidden_size)`` and the encoder's dtype.
+        The encoder stops after the highest layer that is used; the weights of the other blocks stay, and are saved. The
+        features equal those of a whole run bit for bit.
 
-    Raises:
-        CompositionError: an unknown strategy, or a layer that is not there.
+        Args:
+            context: the encoder.
+            vision_feature_layer: index into ``hidden_states``, or several, whose features are joined along the width.
+            vision_feature_select_strategy: ``"default"`` leaves out CLS, distillation and registers; ``"full"`` keeps
+                all tokens.
+            drop_tokens: how many leading tokens ``"default"`` leaves out, in place of the encoder's own number. Hugging
+                Face's LLaVA always drops one token, also the first patch of a SigLIP tower: ``drop_tokens=1`` does the
+                same.
 
-    Example:
-        >>> from cornstarch_core.specs import EncoderContext
-        >>> from transformers import CLIPVisionConfig
-        >>> context = EncoderContext(
-        ...     key="vision", config=CLIPVisionConfig(), hidden_size=768, text_hidden_size=64, prefix_tokens=1,
-        ...     layers="encoder.layers",
-        ... )
-        >>> callbacks = llava(context, vision_feature_layer=[-2, -5])
-        >>> callbacks.hidden_size, callbacks.num_tokens({}, [50])
-        (1536, [49])
-    """
-    layers = _as_layers(context, vision_feature_layer)
-    selection = FeatureSelection(
-        key=context.key,
-        layers=layers,
-        drop=_tokens_to_drop(context, vision_feature_select_strategy, drop_tokens),
-        path=context.layers,
-    )
-    return ModalCallbacks(
-        run_module=selection.run,
-        postprocess_module=selection.drop_prefix,
-        num_tokens=selection.num_tokens,
-        hidden_size=len(layers) * context.hidden_size,
-    )
+        Returns:
+            Callbacks whose features have shape ``(images, tokens, layers * hidden_size)`` and the encoder's dtype.
+
+        Raises:
+            CompositionError: the strategy is unknown, or the encoder has no such layer.
+
+        Example:
+            >>> from cornstarch_core.specs import EncoderContext
+            >>> from transformers import CLIPVisionConfig
+            >>> context = EncoderContext(
+            ...     key="vision", config=CLIPVisionConfig(), hidden_size=768, text_hidden_size=64, prefix_tokens=1,
+            ...     layers="encoder.layers",
+            ... )
+            >>> callbacks = Llava().build(context, vision_feature_layer=[-2, -5])
+            >>> callbacks.hidden_size, callbacks.num_tokens_before_projector({}, [50])
+            (1536, [49])
+        """
+        layers = _as_layers(context, vision_feature_layer)
+        selection = FeatureSelection(
+            key=context.key,
+            layers=layers,
+            drop=_tokens_to_drop(context, vision_feature_select_strategy, drop_tokens),
+            path=context.layers,
+        )
+        return ModalCallbacks(
+            run_module=selection.run,
+            postprocess_module=selection.drop_prefix,
+            num_tokens_before_projector=selection.num_tokens,
+            hidden_size=len(layers) * context.hidden_size,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSelection:
-    """What ``"llava"`` was asked for, and how it is done.
+    """Which features to select, and how.
 
     Args:
         key: modality, for messages.
@@ -99,51 +108,67 @@ class FeatureSelection:
     drop: int
     path: str | None
 
-    def run(self, module: nn.Module, inputs: dict[str, Any]) -> BaseModelOutput | tuple[torch.Tensor]:
+    def run(self, module: nn.Module, inputs: dict[str, Any]) -> Output:
         """Run the encoder no further than needed.
 
+        Args:
+            module: the encoder, or a wrapper around it.
+            inputs: what it is called with.
+
         Returns:
-            The chosen layers as ``last_hidden_state``, with the hidden states and attentions if they were asked for; a
-            tuple if the encoder gives one.
+            The chosen layers as ``last_hidden_state``, with the hidden states and attentions if the caller wants them;
+            a tuple if the encoder gives one.
         """
         if self.path is None:
             output = module(**{**inputs, "output_hidden_states": True, "return_dict": True})
-            return _with_features(output, self._join(output.hidden_states))
+            return self._joined(output, output.hidden_states, self.layers)
         with _EXCHANGE:
             owner, name = _find_blocks(self.key, module, self.path)
-            layers = [_index(self.key, layer, len(getattr(owner, name)) + 1) for layer in self.layers]
-            depth = None if _is_recorded(owner, inputs) else max(layers)
-            with _tapped(owner, name, depth) as states:
+            states = len(getattr(owner, name)) + 1
+            if wrong := {*self.layers}.difference(range(-states, states)):
+                raise _no_such_layer(self.key, wrong.pop(), states)
+            layers = [layer % states for layer in self.layers]
+            # transformers 5 installs its recorders once, on the blocks that are there then: they have to be all of them
+            config = getattr(owner, "config", None)
+            records_all = any(inputs.get(one, getattr(config, one, False)) for one in _RECORDERS)
+            with _tapped(owner, name, None if records_all else max(layers)) as tapped:
                 output = module(**inputs)
-        return _with_features(output, self._join(states, layers))
+        return self._joined(output, tapped, layers)
 
-    def drop_prefix(self, inputs: dict[str, Any], output: Any) -> Any:
+    def _joined(self, output: Output, states: Sequence[torch.Tensor], layers: Sequence[int]) -> Output:
+        """The encoder's output, with the chosen layers as its features."""
+        if max(layers) >= len(states):
+            raise CompositionError(
+                f"{self.key}: layer {max(layers)} is needed, but the encoder's blocks gave only {len(states)} hidden "
+                "states: something between the callback and the blocks runs others than those that the encoder holds."
+            )
+        chosen = [states[layer] for layer in layers]
+        features = chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=-1)
+        if isinstance(output, tuple):
+            return (features,)
+        return BaseModelOutput(  # without the pooled output, which means nothing if the encoder stopped early
+            last_hidden_state=features,
+            hidden_states=getattr(output, "hidden_states", None),
+            attentions=getattr(output, "attentions", None),
+        )
+
+    def drop_prefix(self, inputs: dict[str, Any], output: Output) -> Output:
         """Leave out the leading tokens of ``output``'s features."""
         features = output[0][:, self.drop :]
         return (features, *output[1:]) if isinstance(output, tuple) else replace(output, last_hidden_state=features)
 
     def num_tokens(self, encoder_inputs: dict[str, Any], counts: list[int]) -> list[int]:
-        """Tokens per image that are left."""
+        """Count the tokens of each image that are left, of as many as ``counts``."""
         return [count - self.drop for count in counts]
-
-    def _join(self, states: Sequence[torch.Tensor], layers: Sequence[int] | None = None) -> torch.Tensor:
-        layers = self.layers if layers is None else layers
-        if max(layers) >= len(states):
-            raise CompositionError(
-                f"{self.key}: layer {max(layers)} was asked for, but only {len(states)} hidden states came out: "
-                "something between the callback and the encoder's blocks ran others than those that it holds now."
-            )
-        chosen = [states[layer] for layer in layers]
-        return chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=-1)
 
 
 # --- running a part of the blocks -------------------------------------------------------------------------------------
 
 
 class _Tap(nn.Module):
-    """Stands in for one block: runs it and keeps what it gives, and the first one also what it takes.
+    """Stands in for one block: runs it and keeps what it gives. The first tap also keeps what its block takes.
 
-    Not a hook: on transformers 5.17, under reentrant activation checkpointing, hooks of a block see no graph.
+    It is no hook: with transformers 5.17, under reentrant activation checkpointing, hooks of a block see no graph.
     """
 
     def __init__(self, block: nn.Module, states: list[torch.Tensor]) -> None:
@@ -160,7 +185,7 @@ class _Tap(nn.Module):
 
 
 class _NoBlock(nn.Module):
-    """Lets hidden states through, whatever else a block is given."""
+    """Returns the hidden states unchanged, whatever else a block is given."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return hidden_states
@@ -181,48 +206,18 @@ def _tapped(owner: nn.Module, name: str, depth: int | None) -> Iterator[list[tor
 
 
 def _find_blocks(key: str, module: nn.Module, path: str) -> tuple[nn.Module, str]:
-    """Who holds the module list of blocks, and its name there."""
+    """The module that holds the list of blocks, and the list's name there; in ``module``, or in what it wraps."""
     *parents, name = path.split(".")
-    for inner in _unwrapped(module):
-        owner = _descend(inner, parents)
-        if owner is not None and isinstance(owner._modules.get(name), nn.ModuleList):
-            return owner, name
-    raise CompositionError(f"{key}: {type(module).__name__} has no list of blocks at {path!r}; its plugin says so.")
-
-
-def _unwrapped(module: nn.Module) -> Iterator[nn.Module]:
-    """The module, then what it wraps, ever further in."""
     inner: nn.Module | None = module
     while inner is not None:
-        yield inner
-        inner = next((inner._modules[name] for name in _WRAPPERS if name in inner._modules), None)
-
-
-def _descend(module: nn.Module, names: Sequence[str]) -> nn.Module | None:
-    """Not ``get_submodule``: PEFT's wrappers forward attributes, and blocks would be exchanged on the wrapper."""
-    inner: nn.Module | None = module
-    for name in names:
-        inner = inner._modules.get(name) if inner is not None else None
-    return inner
-
-
-def _is_recorded(owner: nn.Module, inputs: dict[str, Any]) -> bool:
-    """Whether the caller wants hidden states or attentions: of all blocks, so all have to run.
-
-    transformers 5 installs its recording hooks once, on the blocks that it finds then: a part would not do.
-    """
-    config = getattr(owner, "config", None)
-    return any(inputs.get(name, getattr(config, name, False)) for name in _RECORDERS)
-
-
-def _with_features(output: Any, features: torch.Tensor) -> BaseModelOutput | tuple[torch.Tensor]:
-    """Without the pooled output: of an encoder that stopped early it means nothing."""
-    if isinstance(output, tuple):
-        return (features,)
-    return BaseModelOutput(
-        last_hidden_state=features,
-        hidden_states=getattr(output, "hidden_states", None),
-        attentions=getattr(output, "attentions", None),
+        owner: nn.Module | None = inner
+        for parent in parents:  # not get_submodule(): PEFT's wrappers forward attributes, and would get the taps
+            owner = owner._modules.get(parent) if owner is not None else None
+        if owner is not None and isinstance(owner._modules.get(name), nn.ModuleList):
+            return owner, name
+        inner = next((inner._modules[wrapped] for wrapped in _WRAPPERS if wrapped in inner._modules), None)
+    raise CompositionError(
+        f"{key}: {type(module).__name__} has no list of blocks at {path!r}, where its plugin says that they are."
     )
 
 
@@ -234,20 +229,17 @@ def _as_layers(context: EncoderContext, layer: int | Sequence[int]) -> tuple[int
     if not layers or any(type(one) is not int for one in layers):
         raise CompositionError(f"{context.key}: vision_feature_layer={layer!r}; expected an integer or a list of them.")
     blocks: int | None = getattr(context.config, "num_hidden_layers", None)
-    if blocks is not None:  # else it shows when the encoder runs
-        for one in layers:
-            _index(context.key, one, blocks + 1)
+    # where the config doesn't say how many there are, layers are checked when the encoder runs
+    if blocks is not None and (wrong := {*layers}.difference(range(-blocks - 1, blocks + 1))):
+        raise _no_such_layer(context.key, wrong.pop(), blocks + 1)
     return layers
 
 
-def _index(key: str, layer: int, states: int) -> int:
-    """The same layer, counted from the front."""
-    if not -states <= layer < states:
-        raise CompositionError(
-            f"{key}: vision_feature_layer={layer}; the encoder has {states - 1} layers, so choose from {-states} to "
-            f"{states - 1} (0: what enters the first)."
-        )
-    return layer % states
+def _no_such_layer(key: str, layer: int, states: int) -> CompositionError:
+    return CompositionError(
+        f"{key}: vision_feature_layer={layer}; the encoder has {states - 1} layers, so choose from {-states} to "
+        f"{states - 1} (0: what enters the first)."
+    )
 
 
 def _tokens_to_drop(context: EncoderContext, strategy: str, drop_tokens: int | None) -> int:

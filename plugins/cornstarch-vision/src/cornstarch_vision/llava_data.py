@@ -1,6 +1,6 @@
-"""LLaVA's published training data, ``llava_v1_5_mix665k.json`` and the like, as conversations that a collator takes.
+"""LLaVA's published training data, such as ``llava_v1_5_mix665k.json``, as conversations that a collator takes.
 
-Must not open images: that is done when a batch is made, and one that is missing or broken is named there.
+This module must not open images: they are opened when a batch is made, where an error names the file.
 
 Source: https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -21,35 +21,37 @@ __all__ = ["LlavaData", "to_messages"]
 _PLACEHOLDER = "<image>"
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _LAYOUT = '{"id": ..., "image": "a/b.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, ...]}'
-_OTHER = "Data of another layout has to be converted to messages for MultimodalCollator by code of your own."
+_OTHER = "Convert data of another layout to messages for MultimodalCollator with your own code."
 
 
 def to_messages(entry: Mapping[str, Any], image_folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Convert one entry of LLaVA's data.
 
-    Images stay where ``<image>`` stands, at the beginning of a turn, at its end or between. LLaVA's own training code
-    moves each to the front of its turn, with a line break after it, and strips the text; to have that, change the
-    entries before. Here no text is changed: ``"<image>\\nWhat is it?"`` gives an image and ``"\\nWhat is it?"``.
+    Images stay where ``<image>`` stands: at the beginning of a turn, in it or at its end. LLaVA's own training code
+    moves each image to the front of its turn, with a line break after it, and strips the text. To train like that,
+    change the entries before you convert them. Here no text is changed: ``"<image>\\nWhat is it?"`` gives an image and
+    ``"\\nWhat is it?"``.
 
-    For the ``map`` of Hugging Face datasets, in memory or streaming; the columns that an entry had must go, since
-    ``image`` would name its images twice:
+    It also works in the ``map`` of Hugging Face datasets, in memory or streaming. Remove the columns that an entry had,
+    since ``image`` would name its images twice:
     ``rows.map(to_messages, fn_kwargs={"image_folder": "images"}, remove_columns=rows.column_names)``. If none of the
-    first thousand entries has an image, pass ``features=`` as well: else the type of the column can't be told.
+    first thousand entries has an image, pass ``features=`` as well, because datasets infers the type of a column from
+    those.
 
     Args:
-        entry: with ``conversations``, a list of turns ``{"from": ..., "value": ...}``, by ``"human"`` or ``"user"``,
-            ``"gpt"`` or ``"assistant"``, or ``"system"``; ``image``, one path below the folder, a list of them, or
-            none (missing or ``None``); ``id``, for messages. What else it has is left out.
-        image_folder: the folder that the paths begin at.
+        entry: has ``conversations``, a list of turns ``{"from": ..., "value": ...}``, from ``"human"`` or ``"user"``,
+            ``"gpt"`` or ``"assistant"``, or ``"system"``; ``image``, one path below the folder, a list of paths, or
+            nothing (missing or ``None``); and ``id``, for error messages. Other fields are ignored.
+        image_folder: the folder that the paths start from.
 
     Returns:
         ``messages``, each with ``role`` and ``content``, a list of parts ``{"type": "image"}`` and
-        ``{"type": "text", "text": ...}``; and ``images``, the path of each in order, ``[]`` without any. So all rows
-        have columns of one type.
+        ``{"type": "text", "text": ...}``; and ``images``, the path of each image in order, ``[]`` if there are none.
+        All rows have columns of the same types.
 
     Raises:
-        InputError: a field is missing or of another kind, or a speaker is not known; names the entry's id.
-        PlaceholderMismatchError: the turns have more or fewer ``<image>`` than there are images; likewise.
+        InputError: a field is missing or of another type, or a speaker is unknown; the message has the entry's id.
+        PlaceholderMismatchError: the turns have more or fewer ``<image>`` than there are images; it has the id too.
 
     Example:
         >>> turns = [{"from": "human", "value": "What is it?\\n<image>"}, {"from": "gpt", "value": "A cat."}]
@@ -65,19 +67,19 @@ def to_messages(entry: Mapping[str, Any], image_folder: str | os.PathLike[str]) 
 class LlavaData(Dataset[dict[str, Any]]):
     """One of LLaVA's files as a map-style dataset of rows for :class:`~cornstarch_core.MultimodalCollator`.
 
-    The file is read at once, entries are converted when they are asked for. An image that is missing or broken shows
-    when the collator opens it, as a :class:`~cornstarch_core.errors.MediaError` that names the file. To know of missing
-    ones before a long run, ask :meth:`problem`.
+    The file is read when the dataset is made; an entry is converted when you index the dataset. A missing or broken
+    image raises a :class:`~cornstarch_core.errors.MediaError` that names the file when the collator opens it. To find
+    missing images before a long run, call :meth:`problem`.
+
+    An item is what :func:`to_messages` returns. Indexing raises the same errors, with the name of the file.
 
     Args:
-        json_file: a list of entries, or one entry a line if its name ends in ``.jsonl``.
-        image_folder: the folder that the images' paths begin at.
-
-    Items are what :func:`to_messages` returns, and it raises what that raises, with the name of the file.
+        json_file: a JSON file with a list of entries; or one entry a line, if its name ends in ``.jsonl``.
+        image_folder: the folder that the images' paths start from.
 
     Raises:
         OSError: the file can't be opened.
-        InputError: it is not JSON, or of another layout.
+        InputError: the file is not JSON, or has another layout.
 
     Example:
         >>> from pathlib import Path
@@ -101,13 +103,13 @@ class LlavaData(Dataset[dict[str, Any]]):
         return _convert(self.entries[index], self.image_folder, f"{self.json_file}[{index}]")
 
     def problem(self, index: int) -> str:
-        """Tell why an entry can't be trained on, as far as that is known without opening its images.
+        """Tell why an entry can't be used for training. Checks the turns and whether the image files exist.
 
         Args:
             index: of the entry.
 
         Returns:
-            One sentence that names the entry, or ``""`` if its turns are in order and its images are there.
+            One sentence that names the entry, or ``""`` if nothing is wrong.
 
         Example:
             >>> from pathlib import Path
@@ -130,7 +132,7 @@ class LlavaData(Dataset[dict[str, Any]]):
 # --- one entry --------------------------------------------------------------------------------------------------------
 
 
-def _convert(entry: Any, folder: str | os.PathLike[str], where: str) -> dict[str, Any]:
+def _convert(entry: object, folder: str | os.PathLike[str], where: str) -> dict[str, Any]:
     if not isinstance(entry, Mapping):
         raise InputError(f"{where}: an entry is a {type(entry).__name__}; expected {_LAYOUT}.")
     where = f"{where}: entry {entry.get('id')!r}"
@@ -138,7 +140,7 @@ def _convert(entry: Any, folder: str | os.PathLike[str], where: str) -> dict[str
     placeholders = sum(text.count(_PLACEHOLDER) for _, text in turns)
     if placeholders != len(images):
         raise PlaceholderMismatchError(
-            f"{where}: its turns have {placeholders} {_PLACEHOLDER}, under 'image' there are {len(images)} images. "
+            f"{where}: its turns have {placeholders} {_PLACEHOLDER}, but 'image' lists {len(images)} images. "
             f"Write one {_PLACEHOLDER} for each image, where it belongs, or leave this entry out."
         )
     return {
@@ -147,8 +149,8 @@ def _convert(entry: Any, folder: str | os.PathLike[str], where: str) -> dict[str
     }
 
 
-def _images(given: Any, where: str) -> list[str]:
-    images = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+def _images(given: object, where: str) -> list[str]:
+    images: list[Any] = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
     wrong = [image for image in images if not isinstance(image, str)]
     if wrong:
         raise InputError(
@@ -158,7 +160,7 @@ def _images(given: Any, where: str) -> list[str]:
     return images
 
 
-def _turns(given: Any, where: str) -> list[tuple[str, str]]:
+def _turns(given: object, where: str) -> list[tuple[str, str]]:
     """Role and text of each turn."""
     if not isinstance(given, (list, tuple)) or not given:
         found = "missing" if given is None else f"a {type(given).__name__}" if given else "empty"
@@ -169,7 +171,7 @@ def _turns(given: Any, where: str) -> list[tuple[str, str]]:
     return [_turn(turn, f"{where}, turn {index}") for index, turn in enumerate(given)]
 
 
-def _turn(turn: Any, where: str) -> tuple[str, str]:
+def _turn(turn: object, where: str) -> tuple[str, str]:
     fields = turn if isinstance(turn, Mapping) else {}
     speaker, text = fields.get("from"), fields.get("value")
     if not isinstance(speaker, str) or not isinstance(text, str):
@@ -186,7 +188,7 @@ def _turn(turn: Any, where: str) -> tuple[str, str]:
 
 
 def _parts(text: str) -> list[dict[str, str]]:
-    """Typed parts; at least one, so that a turn without words is still one of text."""
+    """Typed parts; at least one, so that a turn without words still has a part of text."""
     pieces = text.split(_PLACEHOLDER)
     parts = [part for piece in pieces for part in ({"type": "image"}, {"type": "text", "text": piece})][1:]
     return [part for part in parts if part.get("text") != "" or len(parts) == 1]
@@ -211,7 +213,7 @@ def _read(path: str) -> list[Any]:
     return entries
 
 
-def _lines(file: Any) -> Iterator[Any]:
+def _lines(file: Iterable[str]) -> Iterator[Any]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
@@ -220,5 +222,5 @@ def _lines(file: Any) -> Iterator[Any]:
                 raise ValueError(f"line {number}: {error}") from error
 
 
-def _has_turns(entry: Any) -> bool:
+def _has_turns(entry: object) -> bool:
     return isinstance(entry, Mapping) and "conversations" in entry

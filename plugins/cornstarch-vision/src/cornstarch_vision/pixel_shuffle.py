@@ -8,34 +8,94 @@ Shapes: T tokens, D width, f scale factor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import isqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2CLS, ACT2FN
 
 from cornstarch_core.errors import CompositionError, InputError
+from cornstarch_core.specs import CountTokens, ProjectorInterface
 
-if TYPE_CHECKING:
-    from cornstarch_core import MultimodalProjectorConfig
+__all__ = ["PixelShuffle", "PixelShuffleProjector", "pixel_shuffle"]
 
-__all__ = ["PixelShuffleProjector", "dummy_inputs", "num_tokens", "pixel_shuffle"]
+
+class PixelShuffle(ProjectorInterface):
+    """The projection type ``"pixel_shuffle"``."""
+
+    def build(self, config: PreTrainedConfig) -> PixelShuffleProjector:
+        """Make a :class:`PixelShuffleProjector`, which describes the config and the errors."""
+        return PixelShuffleProjector(config)
+
+    def num_tokens(self, config: PreTrainedConfig, counts: list[int]) -> list[int]:
+        """Count the tokens of each image after the projector.
+
+        Args:
+            config: the projector's config.
+            counts: tokens of each image before the projector.
+
+        Raises:
+            CompositionError: a count is not the square of a multiple of the scale factor.
+
+        Example:
+            >>> from cornstarch_core import MultimodalProjectorConfig
+            >>> PixelShuffle().num_tokens(MultimodalProjectorConfig(scale_factor=2), [16, 576])
+            [4, 144]
+        """
+        factor = _scale_factor(config)
+        return [(_side(count, factor) // factor) ** 2 for count in counts]
+
+    def dummy_inputs(
+        self, config: PreTrainedConfig, encoder_inputs: dict[str, Any], count: CountTokens
+    ) -> dict[str, Any]:
+        """Enlarge the smallest inputs of an encoder until their tokens form a grid that the factor divides.
+
+        Args:
+            config: the projector's config; ``scale_factor``, default 2.
+            encoder_inputs: ``pixel_values`` ``(..., height, width)``, repeated along both edges; or ready-made
+                ``embeds`` ``(items, tokens, width)``, whose tokens are repeated.
+            count: tells how many tokens of each image would reach the projector.
+
+        Returns:
+            The inputs with as few repetitions as possible; unchanged if no number of repetitions fits, as with an
+            encoder of a fixed size.
+
+        Example:
+            >>> import torch
+            >>> from cornstarch_core import MultimodalProjectorConfig
+            >>> one_patch = {"pixel_values": torch.zeros(1, 3, 14, 14)}
+            >>> def count(inputs):
+            ...     return [(inputs["pixel_values"].shape[-1] // 14) ** 2]
+            >>> config = MultimodalProjectorConfig(scale_factor=2)
+            >>> PixelShuffle().dummy_inputs(config, one_patch, count)["pixel_values"].shape
+            torch.Size([1, 3, 28, 28])
+        """
+        factor = _scale_factor(config)
+        for times in range(1, factor + 1):
+            enlarged = {**encoder_inputs, **_repeated(encoder_inputs, times)}
+            try:
+                counts = count(enlarged)
+            except InputError:  # the encoder takes no other size
+                break
+            if all(_fits(tokens, factor) for tokens in counts):
+                return enlarged
+        return encoder_inputs
 
 
 class PixelShuffleProjector(nn.Module):
     """Projects ``(..., T, in_features)`` to ``(..., T / f**2, out_features)``, dtype unchanged.
 
-    The T tokens are one image's patches, row by row, in a square grid: drop CLS and registers before, for example with
-    ``callbacks="llava"``.
+    The T tokens are the patches of one image, row by row, in a square grid. Leave out CLS and registers, for example
+    with ``callbacks="llava"``.
 
     Args:
         config: ``in_features``, ``out_features``, ``activation`` (a name from ``ACT2CLS``), and ``scale_factor``,
             default 2.
 
     Raises:
-        CompositionError: a width is missing, or the activation or the factor makes no sense.
+        CompositionError: a width is missing, or the activation or the factor is not valid.
 
     Example:
         >>> import torch
@@ -45,7 +105,7 @@ class PixelShuffleProjector(nn.Module):
         torch.Size([1, 4, 32])
     """
 
-    def __init__(self, config: MultimodalProjectorConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         if config.in_features is None or config.out_features is None:
             raise CompositionError(
@@ -76,7 +136,7 @@ def pixel_shuffle(features: torch.Tensor, scale_factor: int = 2) -> torch.Tensor
         scale_factor: edge f of the squares that are joined.
 
     Returns:
-        ``(..., T / f**2, D * f**2)``: each token holds its square's tokens one after another, row by row.
+        ``(..., T / f**2, D * f**2)``: each token holds the tokens of one square, row by row.
 
     Raises:
         CompositionError: the tokens don't form such a grid.
@@ -93,57 +153,6 @@ def pixel_shuffle(features: torch.Tensor, scale_factor: int = 2) -> torch.Tensor
     return squares.reshape(*features.shape[:-2], side * side, f * f * width)
 
 
-def num_tokens(config: MultimodalProjectorConfig, counts: list[int]) -> list[int]:
-    """Tokens per image after the projector, for those before.
-
-    Raises:
-        CompositionError: a count is not the square of a multiple of the scale factor.
-
-    Example:
-        >>> from cornstarch_core import MultimodalProjectorConfig
-        >>> num_tokens(MultimodalProjectorConfig(scale_factor=2), [16, 576])
-        [4, 144]
-    """
-    factor = _scale_factor(config)
-    return [(_side(count, factor) // factor) ** 2 for count in counts]
-
-
-def dummy_inputs(
-    config: MultimodalProjectorConfig, encoder_inputs: dict[str, Any], count: Callable[[dict[str, Any]], list[int]]
-) -> dict[str, Any]:
-    """Enlarge the smallest inputs of an encoder until their tokens form a grid that the factor divides.
-
-    Args:
-        config: the projector's; ``scale_factor``, default 2.
-        encoder_inputs: ``pixel_values`` ``(..., height, width)``, which is repeated downwards and sideways; or
-            ready-made ``embeds`` ``(items, tokens, width)``, of which tokens are repeated.
-        count: tokens per image before the projector, of such inputs.
-
-    Returns:
-        The inputs, with as few repetitions as will do: none where the grid fits, nor where none does, as with an
-        encoder of a fixed size.
-
-    Example:
-        >>> import torch
-        >>> from cornstarch_core import MultimodalProjectorConfig
-        >>> one_patch = {"pixel_values": torch.zeros(1, 3, 14, 14)}
-        >>> def count(inputs):
-        ...     return [(inputs["pixel_values"].shape[-1] // 14) ** 2]
-        >>> dummy_inputs(MultimodalProjectorConfig(scale_factor=2), one_patch, count)["pixel_values"].shape
-        torch.Size([1, 3, 28, 28])
-    """
-    factor = _scale_factor(config)
-    for times in range(1, factor + 1):
-        enlarged = {**encoder_inputs, **_repeated(encoder_inputs, times)}
-        try:
-            counts = count(enlarged)
-        except InputError:  # the encoder takes no other size
-            break
-        if all(_fits(tokens, factor) for tokens in counts):
-            return enlarged
-    return encoder_inputs
-
-
 def _repeated(inputs: dict[str, Any], times: int) -> dict[str, torch.Tensor]:
     pixels, embeds = inputs.get("pixel_values"), inputs.get("embeds")
     if isinstance(pixels, torch.Tensor):
@@ -151,7 +160,7 @@ def _repeated(inputs: dict[str, Any], times: int) -> dict[str, torch.Tensor]:
     return {"embeds": embeds.repeat(1, times**2, 1)} if isinstance(embeds, torch.Tensor) else {}
 
 
-def _scale_factor(config: MultimodalProjectorConfig) -> int:
+def _scale_factor(config: PreTrainedConfig) -> int:
     factor = getattr(config, "scale_factor", 2)
     if type(factor) is not int or factor < 1:
         raise CompositionError(f"pixel_shuffle: scale_factor={factor!r}; expected a positive integer.")

@@ -1,4 +1,4 @@
-"""What this plugin registers. Imports no torch, transformers or PIL: targets are imported when something is built."""
+"""What this plugin registers. Targets are imported when something is built, so this needs no torch and no PIL."""
 
 from cornstarch_core.hookspecs import hookimpl
 from cornstarch_core.specs import CallbackSpec, CheckpointSpec, EncoderSpec, ProcessorSpec, ProjectorSpec
@@ -22,15 +22,14 @@ def cornstarch_register_encoders() -> list[EncoderSpec]:
 
 @hookimpl
 def cornstarch_register_processors() -> list[ProcessorSpec]:
-    """``"image"``: the family's own Hugging Face image processor, and the check of one image before it."""
+    """``"image"``: checks each image, and prepares it with the Hugging Face image processor of the encoder's family."""
     return [
         ProcessorSpec(
             name="image",
             modality="vision",
-            build="cornstarch_vision.images:image_processor",
+            target="cornstarch_vision.images:Images",
             media_names=("images", "image"),
             content_types=("image", "image_url"),
-            prepare="cornstarch_vision.images:prepare_image",
         )
     ]
 
@@ -38,31 +37,16 @@ def cornstarch_register_processors() -> list[ProcessorSpec]:
 @hookimpl
 def cornstarch_register_callbacks() -> list[CallbackSpec]:
     """``"llava"``: features of an earlier layer, without CLS."""
-    return [CallbackSpec(name="llava", modality="vision", build="cornstarch_vision.llava:llava")]
+    return [CallbackSpec(name="llava", modality="vision", target="cornstarch_vision.llava:Llava")]
 
 
 @hookimpl
 def cornstarch_register_projectors() -> list[ProjectorSpec]:
     """``"pixel_shuffle"``: fewer, wider tokens, then an MLP."""
-    return [
-        ProjectorSpec(
-            name="pixel_shuffle",
-            build="cornstarch_vision.pixel_shuffle:PixelShuffleProjector",
-            num_tokens="cornstarch_vision.pixel_shuffle:num_tokens",
-            dummy_inputs="cornstarch_vision.pixel_shuffle:dummy_inputs",
-        )
-    ]
+    return [ProjectorSpec(name="pixel_shuffle", target="cornstarch_vision.pixel_shuffle:PixelShuffle")]
 
 
 @hookimpl
 def cornstarch_register_checkpoints() -> list[CheckpointSpec]:
-    """``"llava"``: LLaVA-1.5, in and out."""
-    return [
-        CheckpointSpec(
-            name="llava",
-            load="cornstarch_vision.checkpoints:LLAVA.load",
-            load_processor="cornstarch_vision.checkpoints:LLAVA.load_processor",
-            export="cornstarch_vision.checkpoints:LLAVA.export",
-            callback="llava",
-        )
-    ]
+    """``"llava"``: reads and writes LLaVA-1.5."""
+    return [CheckpointSpec(name="llava", target="cornstarch_vision.checkpoints:LlavaFamily", callback="llava")]

@@ -1,0 +1,121 @@
+"""What causal language models of transformers have in common, and where they differ."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import TransformersKwargs
+
+from ..errors import CompositionError
+from .peft import is_peft, unwrap
+
+__all__ = [
+    "LanguageModel",
+    "accepted_names",
+    "check_language_model",
+    "embedding_width",
+    "ids_in_table",
+    "token_ids_of",
+    "without_head",
+]
+
+# These are in no signature (5.23): the wrappers around forward take them, or the loss does.
+_ALWAYS_ACCEPTED = {"cache_position", "ignore_index", "return_dict", "shift_labels", "token_type_ids", "use_cache"}
+
+
+class LanguageModel(Protocol):
+    """A causal language model of transformers, wrapped by PEFT or not."""
+
+    config: PreTrainedConfig
+    generation_config: GenerationConfig
+
+    def get_input_embeddings(self) -> Any:
+        """The embedding table."""
+
+
+def check_language_model(language_model: object) -> None:
+    """Raise ``CompositionError`` unless this is a causal language model of transformers, wrapped by PEFT or not."""
+    model = unwrap(language_model)
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        found = f"{name} is not a PreTrainedModel"
+    elif getattr(model.config, "is_encoder_decoder", False):
+        found = f"{name} is an encoder-decoder"
+    elif not model.can_generate():
+        found = f"{name} can't generate; it may lack a head"
+    else:
+        return
+    raise CompositionError(
+        f"language_model: {found}. Give a causal one, such as AutoModelForCausalLM.from_pretrained loads."
+    )
+
+
+def embedding_width(language_model: LanguageModel) -> int:
+    """Width of the input embeddings. OPT, for one, has embeddings narrower than its ``hidden_size``."""
+    try:
+        return int(language_model.get_input_embeddings().weight.shape[-1])
+    except (AttributeError, NotImplementedError) as error:
+        raise CompositionError(
+            f"language_model: {type(language_model).__name__} gives no input embeddings ({error}); a causal language "
+            "model of transformers is needed."
+        ) from error
+
+
+def ids_in_table(language_model: LanguageModel, input_ids: torch.Tensor, token_ids: Collection[int]) -> torch.Tensor:
+    """``input_ids``, with a token of the vocabulary in place of those ``token_ids`` that lie outside the table.
+
+    An id below zero lies outside too, such as the -200 of the first LLaVA.
+    """
+    table = language_model.get_input_embeddings()
+    vocabulary = int(getattr(table, "num_embeddings", table.weight.shape[0]))
+    for token_id in token_ids:
+        if not 0 <= token_id < vocabulary:
+            input_ids = input_ids.masked_fill(input_ids == token_id, _neutral_token(language_model))
+    return input_ids
+
+
+def _neutral_token(language_model: LanguageModel) -> int:
+    """A token that penalties and the like ignore: BOS if there is one, never EOS."""
+    configs = (unwrap(language_model).config, getattr(language_model, "generation_config", None))
+    ending = {one for config in configs for name in ("pad", "eos") for one in token_ids_of(config, name)}
+    beginning = [one for config in configs for one in token_ids_of(config, "bos")]
+    return next(token_id for token_id in (*beginning, *range(len(ending) + 1)) if token_id not in ending)
+
+
+def token_ids_of(config: object, name: str) -> list[int]:
+    """The ids of a special token, for example ``"eos"``: none, one or several."""
+    found = getattr(config, f"{name}_token_id", None)
+    return [] if found is None else list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+@cache
+def accepted_names(forward: Callable[..., Any]) -> frozenset[str]:
+    """Keyword arguments that a language model takes, by the ``forward`` of its class."""
+    parameters = inspect.signature(forward).parameters
+    names = set(parameters) - {"self"} | _ALWAYS_ACCEPTED
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        names |= set(TransformersKwargs.__annotations__)
+    return frozenset(names)
+
+
+def without_head(language_model: nn.Module) -> nn.Module:
+    """The language model without its head, with the adapters in it.
+
+    Raises:
+        CompositionError: it can't run without its head, or has prompt-learning adapters, which run around the whole.
+    """
+    model = unwrap(language_model)
+    problem = f"{type(model).__name__} can't run without its head" if model.base_model is model else ""
+    if is_peft(language_model) and language_model.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
+        problem = "prompt-learning adapters run around the whole model, which can't run without its head"
+    if problem:
+        raise CompositionError(
+            f"language_model: {problem}; use a trainer that takes the model's own loss, such as transformers' Trainer."
+        )
+    return model.base_model
