@@ -98,9 +98,7 @@ def circles(edges: set[tuple[str, str]]) -> list[set[str]]:
         return seen
 
     reach = {node: reachable(node) for node in [*graph]}
-    return [
-        {other for other in reach[node] if node in reach.get(other, ())} for node in reach if node in reach[node]
-    ]
+    return [{other for other in reach[node] if node in reach.get(other, ())} for node in reach if node in reach[node]]
 
 
 def test_every_file_and_package_has_its_layer():
@@ -149,7 +147,9 @@ def test_every_module_has_a_test_file_of_its_name():
 
 def test_nothing_imports_the_conformance_kit():
     """It is for the tests of plugins; also where an import stands inside a function."""
-    assert [name for name, _, target in arrows() if target.startswith("testing") and not name.startswith("testing")] == []
+    assert [
+        name for name, _, target in arrows() if target.startswith("testing") and not name.startswith("testing")
+    ] == []
 
 
 @pytest.mark.parametrize("library", ["transformers", "peft", "torch"])

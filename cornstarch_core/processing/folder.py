@@ -67,7 +67,7 @@ def _read_own(name: FolderName, saved: Mapping[str, Any], options: Mapping[str, 
     try:
         for key, one in saved["modalities"].items():
             encoders[key] = read_record(EncoderRecord, one["encoder"], f"modalities.{key}.encoder")
-            processors[key] = read_record(SavedProcessor, one["processor"], f"modalities.{key}.processor")
+            processors[key] = SavedProcessor(str(one["processor"]["class"]), one["processor"]["config"])
             tokens[key] = str(one["token"])
         return {
             "processors": processors,

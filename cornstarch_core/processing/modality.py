@@ -106,7 +106,8 @@ class Modality:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: the records of the encoder, and of the image processor or feature extractor."""
-        return {"encoder": asdict(self.record), "processor": asdict(SavedProcessor.of(self.processor))}
+        saved = SavedProcessor.of(self.processor)
+        return {"encoder": asdict(self.record), "processor": {"class": saved.class_path, "config": saved.config}}
 
     # --- running ------------------------------------------------------------------------------------------------------
 

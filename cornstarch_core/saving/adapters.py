@@ -148,7 +148,7 @@ def check_base_untouched(module: nn.Module, where: str) -> None:
     """Refuse adapters that have changed the weights below them: these weights are not the base any more.
 
     Raises:
-        CheckpointError: says the way out.
+        CheckpointError: says what to do.
     """
     if any(getattr(layer, "merged", False) for layer in module.modules() if _name_of_base(layer)):
         raise CheckpointError(f"{where}: its adapters are merged into it; call unmerge_adapter() first.")
@@ -162,7 +162,7 @@ def check_savable(model: nn.Module) -> None:
     """Refuse adapters that can't be built again: prompts, and adapters in a part that is not a ``PeftModel``.
 
     Raises:
-        CheckpointError: says the way out.
+        CheckpointError: says what to do.
     """
     wrapped = {name: part for name, part in model.named_modules() if is_peft(part)}
     inside = tuple(f"{name}." for name in wrapped)

@@ -1,4 +1,4 @@
-"""Build the parts that a saved config describes, with fresh weights, around those that users hand in again."""
+"""Build the parts that a saved config describes, with fresh weights, and use those that the caller passes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _build_encoder(
 
 
 def _callback_arguments(key: str, record: EncoderRecord, given: ModalCallbacks) -> dict[str, Any]:
-    """Arguments of ModalEncoderModule: the registered callbacks by name, and those that are handed in again."""
+    """Arguments of ModalEncoderModule: the registered callbacks by name, or those that are passed."""
     missing = [name for name in record.custom_callbacks if getattr(given, name, None) is None]
     if missing:
         argument = f"callbacks={{{key!r}: ModalCallbacks({', '.join(f'{name}=...' for name in missing)})}}"

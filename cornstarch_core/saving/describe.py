@@ -37,7 +37,7 @@ def describe(model: Composition) -> None:
 
 
 def _describe_encoder(encoder: ModalEncoderModule, config: object) -> EncoderRecord:
-    """The record of an encoder, but for its placeholder's id."""
+    """The record of an encoder, without the id of its placeholder."""
     by_name, projector = encoder.callback_registration, encoder.projector
     projector_config = projector.config.to_dict()
     own = encoder.callbacks if by_name is None else ModalCallbacks()
@@ -75,7 +75,7 @@ def _describe_module(module: nn.Module | None) -> dict[str, Any]:
 def _is_custom(encoder: ModalEncoderModule, name: str) -> bool:
     """Whether this callback was given as an object, so that no plugin can build it again."""
     callback = getattr(encoder.callbacks, name)
-    attached = getattr(encoder, f"{name}_callback", callback)  # those of the steps may have been replaced
+    attached = getattr(encoder, f"{name}_callback", callback)  # a user may have replaced that of a step
     from_plugin = encoder.callback_registration is not None and name not in encoder.overrides
     return attached is not None and (attached is not callback or not from_plugin)
 

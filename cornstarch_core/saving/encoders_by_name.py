@@ -32,11 +32,11 @@ def load_encoder(key: str, name: str, **kwargs: Any) -> PreTrainedModel:
     load: Any = partial(loader.from_pretrained, name, output_loading_info=True, **kwargs)
     encoder, info = load()
     if _is_missing(encoder, info) and (prefix := _find_prefix(info)):
-        # transformers (5.23) finds no weights for a part of another model: there, their names begin with a prefix
+        # transformers (5.23) finds no weights for a part of a larger model, since their names have a prefix there
         encoder, info = load(key_mapping={f"^{re.escape(prefix)}": ""})
     if _is_missing(encoder, info):
         raise CheckpointError(
-            f"{key}: {name} holds no weights of a {loader.__name__}; load the class that was saved, and pass that."
+            f"{key}: {name} holds no weights of a {loader.__name__}; use the class that was saved, and pass that."
         )
     return encoder
 

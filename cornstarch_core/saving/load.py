@@ -32,7 +32,7 @@ def load(
         cls: the class to load.
         name: a folder or a hub name.
         args: for ``PreTrainedModel.from_pretrained``, which reads the files.
-        given: parts that were handed in.
+        given: parts to use in place of those that the config describes, by argument; ``None`` for the others.
         kwargs: for ``PreTrainedModel.from_pretrained``.
 
     Raises:
@@ -91,7 +91,7 @@ def _load_foreign(name: FolderName, model_type: object, given: tuple[Any, ...], 
     return family.load().load(name, **kwargs)
 
 
-# --- models that we saved ---------------------------------------------------------------------------------------------
+# --- models that save_pretrained wrote --------------------------------------------------------------------------------
 
 
 def _restore_config(name: FolderName, raw: dict[str, Any]) -> MultimodalConfig:

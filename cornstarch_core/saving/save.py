@@ -20,7 +20,7 @@ __all__ = ["save"]
 
 
 def save(model: Composition, folder: str | os.PathLike[str], is_main_process: bool, kwargs: dict[str, Any]) -> None:
-    """Describe ``model`` anew, check that it will come back equal, and write it.
+    """Describe ``model`` again, check that it will load as it is, and write it.
 
     Args:
         model: what to save.
@@ -29,7 +29,7 @@ def save(model: Composition, folder: str | os.PathLike[str], is_main_process: bo
         kwargs: for ``PreTrainedModel.save_pretrained``, which writes the files.
 
     Raises:
-        CheckpointError: a part can't be saved so that it comes back equal; says the way out.
+        CheckpointError: a part can't be saved in a way that loads again; says what to do.
     """
     adapters.check_savable(model)
     model.find_ties()
@@ -50,7 +50,7 @@ def save(model: Composition, folder: str | os.PathLike[str], is_main_process: bo
 
 
 def _check_rebuildable(model: Composition) -> None:
-    """What the config describes must have the weights that are saved. Builds on the meta device: names, no memory."""
+    """Refuse parts whose weights differ from what their config describes. Builds them on the meta device."""
     config = model.config
     parts = [("language_model", config.language_model, model.language_model, config.text_config)]
     for key, encoder in model.encoders.items():
@@ -64,12 +64,12 @@ def _check_rebuildable(model: Composition) -> None:
         if different:
             raise CheckpointError(
                 f"{where}: its config does not describe its weights ({', '.join(different[:3])}, …), so it would not "
-                "come back. Nothing was written. Change the config, or make the module a class of your own."
+                "load again. Nothing was written. Change the config, or make the module a class of your own."
             )
 
 
 def _check_written(model: Composition, folder: Path) -> None:
-    """Every tensor must be in the files, or be tied to one that is."""
+    """Refuse to lose a tensor: each must be in the files, or be tied to one that is."""
     written = tensors.shapes_in(folder).keys()
     tied = {name for pair in model.all_tied_weights_keys.items() if not written.isdisjoint(pair) for name in pair}
     lost = sorted(model.state_dict().keys() - written - tied - set(model._keys_to_ignore_on_save or ()))

@@ -1,7 +1,7 @@
 """Write the project of a new plugin from the files in ``template/``.
 
-The files contain ``$names`` for :class:`string.Template`. The suffix ``.template`` keeps tools from treating them as code
-of this project.
+The files contain ``$names`` for :class:`string.Template`. The suffix ``.template`` keeps tools from treating them as
+code of this project.
 """
 
 from __future__ import annotations

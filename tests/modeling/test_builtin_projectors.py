@@ -46,7 +46,9 @@ def halve(monkeypatch):
     module.Halve = Halve
     monkeypatch.setitem(sys.modules, "halve", module)
     monkeypatch.setattr(
-        builtin_projectors, "BUILT_IN", [*builtin_projectors.BUILT_IN, ProjectorSpec(name="halve", target="halve:Halve")]
+        builtin_projectors,
+        "BUILT_IN",
+        [*builtin_projectors.BUILT_IN, ProjectorSpec(name="halve", target="halve:Halve")],
     )
     reset_registry()
     yield

@@ -70,7 +70,7 @@ def test_a_class_in_the_file_is_not_trusted(tmp_path, path):
     words.processor().save_pretrained(tmp_path)
     file = tmp_path / "processor_config.json"
     saved = json.loads(file.read_text())
-    saved["modalities"]["vision"]["processor"].update({"class_path": path, "config": {}})
+    saved["modalities"]["vision"]["processor"].update({"class": path, "config": {}})
     file.write_text(json.dumps(saved))
     with pytest.raises(CheckpointError):
         MultimodalProcessor.from_pretrained(tmp_path)

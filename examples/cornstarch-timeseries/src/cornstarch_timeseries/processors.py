@@ -25,7 +25,7 @@ __all__ = ["Series", "SeriesProcessor", "SeriesWindow", "WindowProcessor"]
 class Series(ProcessorInterface[ArrayLike]):
     """Prepares series for a ``SeriesConvEncoder``."""
 
-    def build(self, context: EncoderContext, **callback_options: Any) -> Callable[..., dict[str, Any]]:
+    def build(self, context: EncoderContext, **callback_options: object) -> Callable[..., dict[str, Any]]:
         """Make the processor of an encoder: a :class:`SeriesProcessor`.
 
         Args:
@@ -42,7 +42,7 @@ class Series(ProcessorInterface[ArrayLike]):
 class SeriesWindow(Series):
     """Prepares series for a PatchTST."""
 
-    def build(self, context: EncoderContext, **callback_options: Any) -> Callable[..., dict[str, Any]]:
+    def build(self, context: EncoderContext, **callback_options: object) -> Callable[..., dict[str, Any]]:
         """Make the processor of an encoder: a :class:`WindowProcessor`.
 
         It standardises series if the PatchTST does too. Otherwise the PatchTST was trained on values as they are.

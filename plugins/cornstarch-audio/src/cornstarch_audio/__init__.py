@@ -1,4 +1,4 @@
-"""Speech and sound encoders, audio processing and projectors that shorten sequences, for Cornstarch."""
+"""Audio encoders, audio processing and projectors that shorten sequences, for Cornstarch."""
 
 __all__ = ["__version__"]
 

@@ -258,5 +258,5 @@ def _adopted(theirs: PreTrainedModel, **settings: Any) -> MultimodalProjector:
     return adopt_layers(MultimodalProjectorConfig(activation=activation, **{**widths, **settings}), projection)
 
 
-def _unwrapped(media_processor: Any) -> Any:
+def _unwrapped(media_processor: object) -> object:
     return media_processor.extractor if isinstance(media_processor, AudioFeatureExtractor) else media_processor

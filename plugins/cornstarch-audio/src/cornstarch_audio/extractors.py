@@ -127,7 +127,11 @@ class AudioFeatureExtractor:
         return _LENGTH_OF[str(_kind(self.extractor))](self.extractor, samples)
 
     def __call__(
-        self, items: Sequence[AudioItem], sampling_rate: int | None = None, return_tensors: str = "pt", **options: Any
+        self,
+        items: Sequence[AudioItem],
+        sampling_rate: int | None = None,
+        return_tensors: str = "pt",
+        **options: object,
     ) -> dict[str, Any]:
         """Extract the features of clips.
 
@@ -163,11 +167,11 @@ class AudioFeatureExtractor:
             inputs[self.mask_name] = _mask(lengths, features.shape[self.time])
         return inputs
 
-    def _extract(self, rows: Sequence[np.ndarray], settings: Mapping[str, Any]) -> torch.Tensor:
+    def _extract(self, rows: Sequence[np.ndarray], settings: Mapping[str, object]) -> torch.Tensor:
         settings = {**settings, "return_attention_mask": True}  # without it, padding would be normalised too
         return self.extractor(rows, sampling_rate=self.sampling_rate, return_tensors="pt", **settings)[self.main]
 
-    def _extract_whole(self, clips: Sequence[np.ndarray], options: Mapping[str, Any]) -> torch.Tensor:
+    def _extract_whole(self, clips: Sequence[np.ndarray], options: Mapping[str, object]) -> torch.Tensor:
         """Each clip's features as one, padded to whole windows, then cut."""
         whole = {**options, "padding": "longest", "pad_to_multiple_of": self.window, "truncation": False}
         features = [self._extract([clip], whole)[0] for clip in clips]
@@ -297,7 +301,7 @@ _EXTRACTORS: dict[str, Callable[[PreTrainedConfig], SequenceFeatureExtractor]] =
 class Audio(ProcessorInterface[AudioItem]):
     """Prepares clips with the Hugging Face feature extractor of the encoder's family."""
 
-    def build(self, context: EncoderContext, **callback_options: Any) -> AudioFeatureExtractor:
+    def build(self, context: EncoderContext, **callback_options: object) -> AudioFeatureExtractor:
         """Make the feature extractor of an encoder's family, set to the encoder's mel bins and window.
 
         Args:
@@ -311,7 +315,7 @@ class Audio(ProcessorInterface[AudioItem]):
         extractor = _EXTRACTORS[context.config.model_type](context.config)
         return _wrapped(context, extractor)
 
-    def wrap(self, context: EncoderContext, processor: Any, **callback_options: Any) -> Any:
+    def wrap(self, context: EncoderContext, processor: Any, **callback_options: object) -> Any:
         """Make an :class:`AudioFeatureExtractor` for an encoder out of a feature extractor of transformers.
 
         Args:

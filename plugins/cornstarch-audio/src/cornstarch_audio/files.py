@@ -1,7 +1,7 @@
 """Audio files: read from a path, a URL of this machine, or bytes, with soundfile.
 
-Must not know what a waveform is or which values are sound: it gives what is in the file. Soundfile is optional
-(``cornstarch-audio[io]``) and imported only when a file is read.
+This module must not know what a waveform is, or which values are valid: it returns what is in the file. soundfile is
+optional (``cornstarch-audio[io]``) and imported only when a file is read.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # one letter is a dri
 
 
 def read_path(text: str) -> tuple[np.ndarray, int]:
-    """Read a file by its path, a ``file://`` URL, or a ``data:audio/...;base64,...`` URL that holds it.
+    """Read an audio file.
+
+    Args:
+        text: its path, a ``file://`` URL, or a ``data:audio/...;base64,...`` URL with its content.
 
     Returns:
         Samples ``(n, channels)``, float32, n at least 1, and their rate in hertz.
 
     Raises:
-        MediaError: no such file, a URL of elsewhere, not audio, no sample in it; or soundfile is missing.
+        MediaError: there is no such file, the URL is of another machine, the file is not audio or has no samples; or
+            soundfile is missing.
     """
     if data := _DATA_URL.fullmatch(text):
         return read_content(_decoded(data[1]))
@@ -49,7 +53,11 @@ def read_path(text: str) -> tuple[np.ndarray, int]:
 
 
 def read_content(content: bytes) -> tuple[np.ndarray, int]:
-    """Read the bytes of a file; returns and raises what :func:`read_path` does."""
+    """Read the content of an audio file; results and errors are those of :func:`read_path`.
+
+    Args:
+        content: the bytes of the file.
+    """
     return _read(BytesIO(content), f"a file of {len(content)} bytes")
 
 
@@ -70,17 +78,17 @@ def _decoded(text: str) -> bytes:
 def _read(file: str | BytesIO, name: str) -> tuple[np.ndarray, int]:
     try:
         import soundfile
-    except (ImportError, OSError) as error:  # OSError: it is there, but libsndfile is not
+    except (ImportError, OSError) as error:  # OSError: soundfile is there, but libsndfile is not
         raise MediaError(
             f"audio: {name} can't be read, since soundfile can't be imported ({error}): {INSTALL}, or give the samples."
         ) from error
     try:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except Exception as error:  # not only libsndfile's: TypeError for .raw, MemoryError for a broken header
+    except Exception as error:  # also TypeError for .raw, MemoryError for a broken header
         reason = str(getattr(error, "error_string", error)).rstrip(".")  # without the address of a BytesIO
         raise MediaError(
             f"audio: {name} can't be read as audio: {reason}. Check the file, or convert it to wav or flac."
         ) from error
     if samples.size == 0:
-        raise MediaError(f"audio: {name} holds no audio, or is cut off before it starts. Check the file.")
+        raise MediaError(f"audio: {name} holds no audio, or is cut off before the audio starts. Check the file.")
     return samples, rate

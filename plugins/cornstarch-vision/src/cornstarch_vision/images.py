@@ -153,7 +153,7 @@ class GrayscaleImageProcessor(PilBackend):
     """
 
     def process_image(  # type: ignore[override]  # the base's type has lists too, but it is called with one image
-        self, image: ImageItem, *args: Any, **kwargs: Any
+        self, image: ImageItem, *args: object, **kwargs: object
     ) -> np.ndarray:
         """One image as an array ``(1, height, width)`` of uint8."""
         return np.asarray(prepare_image(image).convert("L"))[None]

@@ -187,7 +187,7 @@ class _Tap(nn.Module):
 class _NoBlock(nn.Module):
     """Returns the hidden states unchanged, whatever else a block is given."""
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         return hidden_states
 
 
