@@ -7,7 +7,7 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 EXAMPLE := examples/cornstarch-timeseries  # a third-party plugin
 PROJECTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml) examples/cornstarch-timeseries/pyproject.toml
 EDITABLE_PLUGINS := $(patsubst %,-e %,$(PLUGINS:%-audio=%-audio[io]) $(EXAMPLE))  # with the libraries that its tests read files with
-# ARGS="-k merge" is passed to pytest. One thread for each worker: two workers with two threads each slow each other down.
+# ARGS="-k projector" is passed to pytest. One thread for each worker: two workers with two threads each slow each other down.
 PYTEST := -m pytest -n 2 -q $(ARGS)
 ONE_THREAD := OMP_NUM_THREADS=1
 

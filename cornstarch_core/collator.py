@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from .errors import InputError
-from .modeling.merge import IGNORE_INDEX, mask_labels
+from .modeling.placeholders import IGNORE_INDEX, mask_labels
 from .processing import layouts
 from .processing.batch import MultimodalBatch
 from .processing.encoding import Encoding, Options, pad
@@ -137,7 +137,7 @@ class MultimodalCollator:
         if template is None:
             return sample["text"], [], beside
         where, messages = f"sample {index}, ", sample["messages"]
-        media = layouts.merge(layouts.gather(template, messages, where), beside, f"sample {index}: ")
+        media = layouts.combine(layouts.gather(template, messages, where), beside, f"sample {index}: ")
         fitted = template.fit(messages, where)
         text, turns = (template.render(fitted, where), []) if self.train_on == "all" else template.turns(fitted, where)
         return text, turns, media

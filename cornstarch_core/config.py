@@ -123,6 +123,8 @@ class MultimodalConfig(PreTrainedConfig):
         init_activation: str = "gelu",
         **kwargs: Any,
     ) -> None:
+        if not isinstance(encoders or {}, Mapping):
+            raise ValueError(f"encoders is a {type(encoders).__name__}, not a dictionary")
         self.language_model = read_record(ModuleRecord, language_model or {}, "language_model")
         self.encoders = {
             key: read_record(EncoderRecord, record, f"encoders.{key}") for key, record in (encoders or {}).items()
@@ -193,7 +195,10 @@ def _checked(value: Any, expected: object, path: str) -> Any:
     kinds = tuple(get_origin(option) or option for option in options)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise ValueError(f"{path} is a {type(value).__name__}")
-    if path.endswith("dtype") and value is not None and not isinstance(getattr(torch, value, None), torch.dtype):
+    if expected == list[str] and not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{path} holds other things than strings")
+    dtype = getattr(torch, value, None) if path.endswith("dtype") and value is not None else torch.float32
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"{path} is {value[:20]!r}")
     return value
 

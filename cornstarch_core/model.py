@@ -17,7 +17,7 @@ from ._hf.language_model import accepted_names, check_language_model, embedding_
 from ._hf.peft import unwrap
 from .config import MultimodalConfig
 from .errors import CompositionError, InputError
-from .modeling import merge
+from .modeling import placeholders
 from .modeling.composition import Composition
 from .modeling.distributed import check_not_sharded, check_plugins, dummy_forward, needs_dummy_forward
 from .modeling.encoder import POSITIONS, ModalEncoderModule
@@ -245,7 +245,7 @@ class MultimodalModel(Composition):
         positions = {key: inputs.pop(POSITIONS) for key, inputs in media.items() if POSITIONS in inputs}
         if input_ids is not None:
             for key in token_ids.keys() - positions.keys():
-                positions[key] = merge.find_positions(input_ids, token_ids[key])
+                positions[key] = placeholders.find_positions(input_ids, token_ids[key])
         there = validate_inputs(encoders, media, positions, input_ids, inputs_embeds, labels, token_ids)
         if inputs_embeds is None:
             assert input_ids is not None  # as validated
@@ -257,7 +257,7 @@ class MultimodalModel(Composition):
                 check_not_sharded(encoder)
             if key in there:
                 features = encoder(**media[key])[0]
-                found[key] = merge.checked_features(key, there[key], features, inputs_embeds.shape)
+                found[key] = placeholders.checked_features(key, there[key], features, inputs_embeds.shape)
                 if self.check_finite and not torch.isfinite(found[key]).all():
                     raise InputError(
                         f"{key}: the features hold NaN or infinite values; look at this modality's inputs."
@@ -267,8 +267,8 @@ class MultimodalModel(Composition):
         if found:
             positions_P = torch.cat([there[key] for key in found]).to(inputs_embeds.device)  # noqa: N806
             features_ND = torch.cat(list(found.values()))  # noqa: N806
-            inputs_embeds = merge.place_features(inputs_embeds, positions_P, features_ND)
-            labels = merge.mask_labels(labels, positions_P) if labels is not None else None
+            inputs_embeds = placeholders.place_features(inputs_embeds, positions_P, features_ND)
+            labels = placeholders.mask_labels(labels, positions_P) if labels is not None else None
         return inputs_embeds, bool(found), labels, kwargs
 
     @property

@@ -197,7 +197,7 @@ class MultimodalProcessor(ProcessorMixin):
         beside, of_processors = self.arguments.sort(given, options.sampling_rate)
         encoding = self.rows.make(
             texts,
-            layouts.merge(found or {}, beside),
+            layouts.combine(found or {}, beside),
             of_processors,
             special_tokens=options.add_special_tokens,
             suffix=found is None,  # a chat template writes the end itself

@@ -12,7 +12,7 @@ import torch
 from pages import SOURCES, read
 
 from cornstarch_core import ModalEncoderModule, MultimodalModel, errors
-from cornstarch_core.modeling import merge
+from cornstarch_core.modeling import placeholders
 from cornstarch_core.plugins import registry
 
 
@@ -48,7 +48,7 @@ def test_a_tree_that_is_drawn_wrong_is_seen():
         (lambda: registry().lookup("encoders", "no-such-thing"), errors.UnknownNameError, LookupError),
         (lambda: ModalEncoderModule(None), errors.CompositionError, ValueError),
         (
-            lambda: merge.checked_features("vision", torch.zeros(1), torch.zeros(2, 1), (1, 1, 1)),
+            lambda: placeholders.checked_features("vision", torch.zeros(1), torch.zeros(2, 1), (1, 1, 1)),
             errors.PlaceholderMismatchError,
             ValueError,
         ),

@@ -106,7 +106,8 @@ def _cpu_ms(code: str, environment: dict[str, str]) -> float:
 def test_start_up_stays_within_the_budget(code, environment):
     """The best run takes at most the budget more than the best run of bare Python, which starts next to it.
 
-    The test measures processor time. A busy machine, where caches are shared, gets up to fifty runs.
+    The test measures processor time. Other processes hardly change it until there are more of them than processors:
+    they empty the caches. Therefore a test that fails gets up to fifty runs, and is skipped on an overloaded machine.
     """
     _python(code, environment)  # compiles
     cost = bare = float("inf")
@@ -115,4 +116,6 @@ def test_start_up_stays_within_the_budget(code, environment):
             cost, bare = min(cost, _cpu_ms(code, environment)), min(bare, _cpu_ms("pass", environment))
         if cost - bare <= BUDGET_MS[code]:
             return
+    if os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
+        pytest.skip("the machine is too busy to measure this")
     pytest.fail(f"{code!r} takes {cost - bare:.0f} ms more than bare Python, and {BUDGET_MS[code]} are allowed")

@@ -53,7 +53,7 @@ def config_from_dict(config: dict[str, Any], path: object) -> PreTrainedConfig |
     return cls.config_class.from_dict(config) if cls is not None and cls.config_class is not None else None
 
 
-def constructor_arguments(module: nn.Module | None) -> dict[str, bool]:
+def constructor_arguments(module: nn.Module) -> dict[str, bool]:
     """The arguments that made ``module``, beside its config.
 
     Models of transformers (5.23) take only these two that change their weights.

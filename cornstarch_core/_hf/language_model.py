@@ -97,11 +97,10 @@ def token_ids_of(config: object, name: str) -> list[int]:
 @cache
 def accepted_names(forward: Callable[..., Any]) -> frozenset[str]:
     """Keyword arguments that a language model takes, by the ``forward`` of its class."""
-    parameters = inspect.signature(forward).parameters
-    names = set(parameters) - {"self"} | _ALWAYS_ACCEPTED
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        names |= set(TransformersKwargs.__annotations__)
-    return frozenset(names)
+    parameters = inspect.signature(forward).parameters.values()
+    names = {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)} - {"self"}
+    further = TransformersKwargs.__annotations__ if any(one.kind is one.VAR_KEYWORD for one in parameters) else ()
+    return frozenset({*names, *_ALWAYS_ACCEPTED, *further})
 
 
 def without_head(language_model: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ from .._hf.torch_private import default_store
 from ..errors import CompositionError, PluginError
 from ..plugins import registry
 from .encoder import ModalEncoderModule
-from .merge import flatten
+from .placeholders import flatten
 
 __all__ = ["check_not_sharded", "check_plugins", "dummy_forward", "needs_dummy_forward"]
 

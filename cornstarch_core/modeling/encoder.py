@@ -27,7 +27,7 @@ from .projector import MultimodalProjector, MultimodalProjectorConfig
 
 __all__ = ["CALLBACK_STEPS", "POSITIONS", "ModalEncoderModule"]
 
-POSITIONS = "positions"  # reserved among an encoder's inputs: where its features go, see merge.py
+POSITIONS = "positions"  # reserved among an encoder's inputs: where its features go, see placeholders.py
 CALLBACK_STEPS = ("preprocess", "postprocess_module", "postprocess_projector")
 _NOT_GIVEN: Any = object()
 

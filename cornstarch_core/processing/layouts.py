@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import InputError
 from .templates import ChatTemplate, Message
 
-__all__ = ["by_modality", "gather", "merge", "read_conversations", "read_sample", "read_texts"]
+__all__ = ["by_modality", "combine", "gather", "read_conversations", "read_sample", "read_texts"]
 
 _PLACES = ("path", "url", "base64")  # where an item may be beside its own name, as in Hugging Face's messages
 
@@ -144,7 +144,7 @@ def by_modality(samples: Sequence[Mapping[str, list[Any]]]) -> dict[str, list[li
     return {key: [one.get(key, []) for one in samples] for key in keys}
 
 
-def merge(found: Mapping[str, Any], beside: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+def combine(found: Mapping[str, Any], beside: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """Join the media in messages and the media beside them, both by modality.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 
 from ..model import MultimodalModel
 from ..modeling.encoder import ModalEncoderModule
-from ..modeling.merge import flatten
+from ..modeling.placeholders import flatten
 from ..processor import MultimodalProcessor
 from .pieces import WORDS
 

@@ -11,7 +11,7 @@ import torch
 from .._hf.language_model import embedding_width
 from .._hf.peft import unwrap
 from ..errors import CornstarchError
-from ..modeling.merge import Features, flatten, item_lengths
+from ..modeling.placeholders import Features, flatten, item_lengths
 from ..plugins import registry
 from .composed import distance
 from .encoder_under_test import EncoderUnderTest

@@ -93,7 +93,7 @@ class PluginConformance(Promises):
                     "append to, and nothing of the process or the environment.",
                 )
 
-    def _activated_in_a_worker(self) -> list[Any]:
+    def _activated_in_a_worker(self) -> list[list[Any] | str]:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             try:
                 return pool.submit(probe.activate_twice, self.plugin).result()
@@ -158,7 +158,7 @@ def _repair(info: PluginInfo) -> str:
     return fixes.get(info.state, f"Fix that; this command shows the traceback: cornstarch plugins doctor {info.id}")
 
 
-def _difference(here: list[Any], there: Any) -> str:
+def _difference(here: list[Any], there: list[Any] | str) -> str:
     if isinstance(there, str):
         return f"fails ({there})"
     names, others = ([f"{kind} {spec['name']!r}" for kind, spec in specs] for specs in (here, there))

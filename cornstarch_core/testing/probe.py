@@ -12,6 +12,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 from ..errors import PluginError
@@ -37,7 +38,7 @@ def heavy_imports(plugin: str, heavy: Collection[str]) -> dict[str, str]:
     return watcher.found
 
 
-def activate_twice(plugin: str) -> list[Any]:
+def activate_twice(plugin: str) -> list[list[Any] | str]:
     """What a plugin registers the first and the second time, as :func:`plain` returns it, or the error as text."""
     return [_activated(plugin) for _ in range(2)]
 
@@ -82,7 +83,7 @@ class _Watcher:
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         """Note the first import of each heavy module."""
         if name in self.heavy and name not in self.found:
-            frame: Any = sys._getframe(1)
+            frame: FrameType | None = sys._getframe(1)
             while frame is not None and "importlib" in frame.f_code.co_filename:
                 frame = frame.f_back
             file = os.sep.join(frame.f_code.co_filename.split(os.sep)[-2:]) if frame else "?"

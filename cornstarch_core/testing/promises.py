@@ -24,8 +24,8 @@ class Promises:
 
     _kept: dict[str, Any]
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         cls._kept = {}
 
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
