@@ -1,8 +1,8 @@
 """The command line: ``cornstarch plugins list | show | doctor | new``.
 
-It works even if every plugin is broken, because it never imports one: ``list`` reads metadata, ``show`` and ``doctor``
-start a process for each plugin, and ``new`` writes files. Tests measure the start-up time, so each command imports what
-only it needs.
+The command line works even if every plugin is broken, because it never imports a plugin: ``list`` reads metadata,
+``show`` and ``doctor`` start a process for each plugin, and ``new`` writes files. Tests measure the start-up time, so
+modules that only one command needs are imported in the function of that command.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: the arguments; default: those of the process.
+        argv: command-line arguments; default: the arguments of the process.
 
     Returns:
         The exit code: 0 for success, 1 if there is a problem.
 
     Raises:
-        SystemExit: the arguments are wrong (code 2), or ask for help (code 0).
+        SystemExit: the arguments are wrong (code 2), or request help or the version (code 0).
 
     Example:
         >>> main(["plugins", "show", "cornstarch-unicorn"])

@@ -1,6 +1,7 @@
-"""The collator makes a training batch with labels, padded or packed, out of conversations with their media.
+"""The collator, which turns conversations and their media into a padded or packed training batch with labels.
 
-The processor tokenises, prepares media and expands placeholders; the collator decides which tokens are learned.
+The processor tokenises the text, prepares the media and expands the placeholders. The collator decides which tokens
+contribute to the loss.
 """
 
 from __future__ import annotations
@@ -24,26 +25,28 @@ from .processor import MultimodalProcessor
 __all__ = ["MultimodalCollator"]
 
 Spans = list[tuple[int, int]]
-"""First character and the one after the last, of pieces of a text."""
+"""``(start, stop)`` of pieces of a text: indices of the first character and of the one after the last."""
 
 
 class MultimodalCollator:
-    """Makes a training batch of conversations.
+    """Makes a training batch out of conversations.
 
     Args:
         processor: the model's processor. Its tokenizer determines the side of padding and truncation.
-        train_on: ``"assistant"``: learn what the assistant says and the token that ends its turn, not the header before
-            it. ``"all"``: learn all text.
-        max_length: cut samples to this many tokens, counted with expanded placeholders.
-        packing: put all samples into one row; ``position_ids`` that restart at 0 separate them.
+        train_on: text that contributes to the loss. ``"assistant"``: the words of the assistant and the token that ends
+            its turn, without the header before the turn. ``"all"``: all text.
+        max_length: maximum number of tokens of a sample, counted with expanded placeholders; longer samples are cut.
+        packing: whether to concatenate all samples in one row. ``position_ids``, which restart at 0 with each sample,
+            separate the samples.
 
-    With ``train_on="assistant"``, a turn is what ``{% generation %}`` encloses, if the chat template has it. Otherwise
-    it is the difference of two texts that the template writes: the conversation with the turn, and without it. Both
-    need a fast tokenizer. A token that is partly inside a turn is learned.
+    With ``train_on="assistant"``, the collator needs a fast tokenizer. If the chat template contains
+    ``{% generation %}`` blocks, the text of such a block is a turn of the assistant. Otherwise the collator renders the
+    conversation with the turn and without it, and the difference of the two texts is the turn. A token that lies partly
+    inside a turn contributes to the loss.
 
     Raises:
-        TypeError: ``processor`` is no ``MultimodalProcessor``.
-        ValueError: ``train_on`` has another value.
+        TypeError: ``processor`` is not a ``MultimodalProcessor``.
+        ValueError: ``train_on`` is neither ``"assistant"`` nor ``"all"``.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -85,19 +88,23 @@ class MultimodalCollator:
         """Make one batch.
 
         Args:
-            samples: each is a list of messages, or a dictionary with ``"messages"``, or, with ``train_on="all"``, a
-                dictionary with ``"text"``. Media are in the typed content of messages, or beside them under a
-                modality's key or a usual name for it (``"images"``). Other entries are ignored.
+            samples: list of samples. Each is a list of messages, a dictionary with ``"messages"`` or, with
+                ``train_on="all"``, a dictionary with ``"text"``. Media are in the typed content of the messages, or in
+                the dictionary under a modality's key or a usual name for it (``"images"``). Other entries of the
+                dictionary are ignored.
 
         Returns:
-            ``input_ids`` and ``labels``, both ``(B, S)`` int64, and ``encoder_inputs``, as the processor's. Padded:
-            also ``attention_mask``, ``(B, S)`` int64. Packed: B is 1, ``position_ids``, ``(1, S)`` int64, start at 0
-            in each sample, and ``use_cache`` is ``False``: with a cache, a language model does not separate samples.
-            ``labels`` are -100 at padding, at placeholders, and at tokens that are not learned.
+            A batch of B rows with S tokens each: ``input_ids`` and ``labels``, both ``(B, S)`` int64, and
+            ``encoder_inputs`` as in the processor's batch. A padded batch also has ``attention_mask``, ``(B, S)``
+            int64. A packed batch has one row (B is 1), ``position_ids``, ``(1, S)`` int64, which start at 0 in each
+            sample, and ``use_cache=False``, because with a cache a language model does not separate the samples.
+            ``labels`` are -100 at padding, at placeholders, and at tokens that do not contribute to the loss.
 
         Raises:
-            TruncatedSpanError: ``max_length`` would cut into the placeholders of a media item; names the sample.
-            InputError: a sample is malformed, or nothing in it is to be learned, perhaps because it was cut off.
+            TruncatedSpanError: ``max_length`` would remove some or all of a media item's placeholders; the message
+                names the sample.
+            InputError: a sample is malformed, or none of its tokens contributes to the loss, for example because
+                ``max_length`` cut them off.
         """
         if not isinstance(samples, Sequence) or not samples:
             raise InputError("a batch needs at least one sample.")
@@ -111,7 +118,7 @@ class MultimodalCollator:
     # --- encoding -----------------------------------------------------------------------------------------------------
 
     def _encode(self, samples: list[dict[str, Any]]) -> tuple[Encoding, list[Spans]]:
-        """Rows of token ids, and the characters of the assistant's turns in each sample's text."""
+        """Return the rows of token ids, and the character spans of the assistant's turns in each sample's text."""
         is_chat, needs_turns = "messages" in samples[0], self.train_on == "assistant"
         if needs_turns and not is_chat:
             raise InputError("sample 0 has 'text', in which no turns are known; give 'messages', or train_on='all'.")
@@ -130,7 +137,7 @@ class MultimodalCollator:
     def _write(
         self, sample: dict[str, Any], index: int, template: ChatTemplate | None
     ) -> tuple[str, Spans, dict[str, list[Any]]]:
-        """The text of one sample, the assistant's turns in it if they are needed, and the media by modality."""
+        """Return the text of one sample, the assistant's turns in it if they are needed, and its media by modality."""
         arguments = self.processor.arguments
         given = {name: value for name, value in sample.items() if arguments.is_media(name)}
         beside = {key: as_items(value) for key, value in arguments.media(given).items()}
@@ -145,7 +152,7 @@ class MultimodalCollator:
     # --- labels -------------------------------------------------------------------------------------------------------
 
     def _labels(self, encoding: Encoding, turns: list[Spans], index: int) -> torch.Tensor:
-        """Labels ``(S,)`` of one row: its ids, or :data:`IGNORE_INDEX` at placeholders and at what is not learned."""
+        """Return the labels of one row: its ids, or :data:`IGNORE_INDEX` for tokens without a loss."""
         row = encoding.rows[index]
         labels = torch.tensor(row.ids, dtype=torch.int64)
         if encoding.offsets is not None:
@@ -154,7 +161,7 @@ class MultimodalCollator:
             labels.masked_fill_(torch.tensor(left_out, dtype=torch.bool), IGNORE_INDEX)
         placeholders = [position for span in row.spans for position in range(span.start, span.stop)]
         labels = mask_labels(labels, torch.tensor(placeholders, dtype=torch.int64))
-        if bool((labels[1:] == IGNORE_INDEX).all()):  # nothing predicts the first token
+        if bool((labels[1:] == IGNORE_INDEX).all()):  # the first token is never predicted
             where = "in it" if self.max_length is None else f"in its first {self.max_length} tokens (max_length)"
             what = "no word of a message with the role 'assistant'" if self.train_on == "assistant" else "no text"
             raise InputError(f"sample {index}: there is {what} {where}, so nothing to learn; leave it out of the data.")
@@ -179,7 +186,7 @@ class MultimodalCollator:
                 "input_ids": _row(token_id for row in encoding.rows for token_id in row.ids),
                 "position_ids": _row(position for length in lengths for position in range(length)),
                 "labels": packed[None],
-                "use_cache": False,  # transformers (5.23) sees packing only where there is no cache
+                "use_cache": False,  # transformers (5.23) sees packing only without a cache
                 "encoder_inputs": encoding.placed(starts),
             }
         )

@@ -1,4 +1,4 @@
-"""What a composed model is made of, as plain data: enough to build it again."""
+"""The config of a composed model: plain data that describes its parts completely enough to build them again."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ RecordT = TypeVar("RecordT")
 
 @dataclass(kw_only=True)
 class ModuleRecord:
-    """How a saved config describes a module.
+    """Description of a module in a saved config.
 
     Args:
-        class_path: ``"package.module:Class"``, without adapters; ``None`` if there is no module.
-        arguments: how it was made, as far as its config doesn't tell.
-        dtype: of its weights.
-        adapters: PEFT's, as :func:`cornstarch_core.saving.adapters.describe` describes them.
+        class_path: import path ``"package.module:Class"`` of the module inside any PEFT wrapper; ``None`` if there is
+            no module.
+        arguments: constructor arguments that the module's config does not contain.
+        dtype: dtype of the module's weights.
+        adapters: description of the PEFT adapters, from :func:`cornstarch_core.saving.adapters.describe`.
     """
 
     class_path: str | None = None
@@ -35,12 +36,12 @@ class ModuleRecord:
 
 @dataclass(kw_only=True)
 class ProjectorRecord:
-    """How a saved config describes a projector.
+    """Description of a projector in a saved config.
 
     Args:
-        config: of the projector.
-        custom: whether its module was handed in, so that no plugin can build it again.
-        dtype: of its weights.
+        config: config of the projector.
+        custom: whether the user passed the projector's module, so that no plugin can build it again.
+        dtype: dtype of the projector's weights.
     """
 
     config: dict[str, Any]
@@ -50,11 +51,11 @@ class ProjectorRecord:
 
 @dataclass(kw_only=True)
 class CallbacksRecord:
-    """Callbacks that a plugin registers.
+    """Description, in a saved config, of callbacks that a plugin registers.
 
     Args:
-        name: their qualified name.
-        options: what they were built with.
+        name: qualified name of the callbacks.
+        options: options that the callbacks were built with.
     """
 
     name: str
@@ -63,21 +64,21 @@ class CallbacksRecord:
 
 @dataclass(kw_only=True)
 class EncoderRecord(ModuleRecord):
-    """How a saved config describes an encoder, and a saved processor what it prepares media for.
+    """Description of an encoder in a saved config and in a saved processor.
 
     Args:
-        config: of the encoder.
-        encoder: qualified name of the registered encoder that describes it.
-        hidden_size: width of its features.
-        input_names: what it takes.
+        config: config of the encoder.
+        encoder: qualified name of the registered encoder that describes the module.
+        hidden_size: width of the encoder's features.
+        input_names: names of the inputs that the encoder accepts.
         text_hidden_size: width of the language model's embeddings.
-        projector: its projector.
-        callbacks: the registered callbacks around it.
-        custom_callbacks: names of the callbacks that were handed in, so that no plugin can build them again.
-        custom_settings: ``hidden_size`` and ``input_names`` of callbacks that were handed in.
-        callback_dtype: of the weights of callbacks.
-        needs_model: whether counting its features takes objects that are not saved.
-        token_id: of its placeholder token.
+        projector: description of the projector.
+        callbacks: description of the registered callbacks around the encoder.
+        custom_callbacks: names of the callbacks that the user passed, so that no plugin can build them again.
+        custom_settings: ``hidden_size`` and ``input_names`` of the callbacks that the user passed.
+        callback_dtype: dtype of the weights of the callbacks.
+        needs_model: whether counting the encoder's features requires objects that are not saved.
+        token_id: id of the encoder's placeholder token.
     """
 
     hidden_size: int
@@ -98,17 +99,17 @@ class MultimodalConfig(PreTrainedConfig):
     """Config of a :class:`~cornstarch_core.MultimodalModel`. You rarely write one: composing a model makes it.
 
     Args:
-        text_config: the language model's config, or its dictionary.
+        text_config: config of the language model, as an object or as its dictionary.
         language_model: record of the language model: its class, dtype and adapters.
-        encoders: one :class:`EncoderRecord`, or its dictionary, a modality.
-        plugins: which plugins made the model: distribution, version and what was used.
-        init_projector_type: type of the projectors that were created lazily.
-        init_activation: their activation.
+        encoders: dictionary of one :class:`EncoderRecord`, or its dictionary, for each modality key.
+        plugins: records of the plugins that the model uses: distribution, version and registered names.
+        init_projector_type: type of the projectors that the model makes itself.
+        init_activation: activation of the projectors that the model makes itself.
 
-    ``config.vision_config`` and the like are the encoders' own configs, for every key of ``encoders`` that has one.
+    The config of each encoder is an attribute, such as ``config.vision_config`` for the key ``"vision"``.
 
     Raises:
-        ValueError: a record lacks an entry, or holds one of another type.
+        ValueError: a record lacks an entry, or an entry has a wrong type.
     """
 
     model_type = "cornstarch"
@@ -139,18 +140,18 @@ class MultimodalConfig(PreTrainedConfig):
 
     @property
     def sub_configs(self) -> dict[str, type[PreTrainedConfig]]:
-        """Names of the configs inside, so that settings such as ``attn_implementation`` reach them."""
+        """Names and classes of the nested configs, to which settings such as ``attn_implementation`` are passed on."""
         names = ["text_config", *(f"{key}_config" for key in self.encoders)]
         configs = {name: getattr(self, name, None) for name in names}
         return {name: type(config) for name, config in configs.items() if isinstance(config, PreTrainedConfig)}
 
     @property
     def modality_token_ids(self) -> dict[str, int]:
-        """Placeholder token id of every modality that has one."""
+        """Dictionary of placeholder token ids by modality key, without modalities that have no id."""
         return {key: record.token_id for key, record in self.encoders.items() if record.token_id is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data. An encoder's config is a part of its record only."""
+        """Return the config as plain data. The config of an encoder occurs only in the encoder's record."""
         output = super().to_dict()
         output["language_model"] = asdict(self.language_model)
         output["encoders"] = {key: asdict(record) for key, record in self.encoders.items()}
@@ -162,15 +163,24 @@ class MultimodalConfig(PreTrainedConfig):
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """All values, since a saved model must not depend on a later version's defaults; no paths of this machine."""
+        """Return all values except paths of this machine.
+
+        The defaults are included, so that a saved model does not depend on the defaults of a later version.
+        """
         return _without_paths(self.to_dict())
 
 
 def read_record(cls: type[RecordT], saved: object, path: str) -> RecordT:
-    """A record from its dictionary, which is not trusted. Entries that the record doesn't have are left out.
+    """Make a record from an untrusted dictionary. Entries that are not fields of the record are ignored.
+
+    Args:
+        cls: class of the record.
+        saved: the dictionary, or a record of that class.
+        path: name of the record in error messages.
 
     Raises:
-        ValueError: says what is wrong, for example ``"encoders.vision.hidden_size is a str"``.
+        ValueError: an entry is missing or has a wrong type. The message names the entry, for example
+            ``"encoders.vision.hidden_size is a str"``.
     """
     if isinstance(saved, cls):
         return saved
@@ -187,7 +197,7 @@ def read_record(cls: type[RecordT], saved: object, path: str) -> RecordT:
 
 
 def _checked(value: Any, expected: object, path: str) -> Any:
-    """``value``, if it is of the annotated type; a dictionary becomes a record where one is expected."""
+    """Return ``value`` if it has the annotated type. Convert a dictionary to a record if the type is a record."""
     options = get_args(expected) if type(None) in get_args(expected) else (expected,)
     record: Any = next((option for option in options if is_dataclass(option)), None)
     if record is not None and value is not None:
@@ -204,7 +214,7 @@ def _checked(value: Any, expected: object, path: str) -> Any:
 
 
 def _as_config(config: PreTrainedConfig | dict[str, Any] | None, record: ModuleRecord) -> PreTrainedConfig | None:
-    """A config object from its dictionary, where the recorded class is one of transformers."""
+    """Convert a dictionary to a config object. Return ``None`` if the recorded class is not one of transformers."""
     return config_from_dict(config, record.class_path) if isinstance(config, dict) else config
 
 

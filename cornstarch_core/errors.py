@@ -1,4 +1,4 @@
-"""Everything Cornstarch raises on purpose.
+"""The errors that Cornstarch raises on purpose.
 
 ::
 
@@ -15,7 +15,7 @@
     └── CheckpointError                  a folder that can't be loaded or saved   (also an OSError)
         └── MissingPluginError           the saved model needs a plugin that is not there
 
-Each message says what was asked, what was found, where, and what to do next.
+Each message says what was requested, what was found and where, and what to do next.
 """
 
 __all__ = [

@@ -1,10 +1,12 @@
-"""The hooks a plugin can implement. Start here if you are writing one.
+"""The hooks that a plugin can implement. Start here to write a plugin.
 
-A plugin is a module, named by one entry point in the group ``cornstarch.plugins``, that implements any of these
-functions with the :data:`hookimpl` marker. Keep that module light: no torch, no transformers.
+A plugin is a module that one entry point in the group ``cornstarch.plugins`` names. The module implements any of these
+functions, marked with :data:`hookimpl`. It must not import torch or transformers at the top, because these imports are
+slow.
 
-Hooks run when plugins are activated, which is when something is first looked up, or when a model is composed. They
-never run inside ``forward``. A hook has to return the same in every process.
+The registration hooks run when plugins are activated, which happens when a registered name is first looked up, or when
+a model is first composed. The hook :func:`cornstarch_model_composed` runs whenever a model is composed. No hook runs
+inside ``forward``. Every hook has to return the same value in every process.
 """
 
 from __future__ import annotations
@@ -30,19 +32,21 @@ __all__ = [
 ]
 
 hookspec = pluggy.HookspecMarker("cornstarch")
-"""Marks the functions below. Only the core needs it."""
+"""Marks the functions below as hooks. Only the core uses this marker."""
 
 hookimpl = pluggy.HookimplMarker("cornstarch")
-"""Marks a function of a plugin's module as the implementation of the hook of its name. Without it, the plugin is
-refused; with ``@hookimpl(optionalhook=True)`` the hook may be one that the running core does not have."""
+"""Marks a function of a plugin's module as the implementation of the hook with the same name. The core refuses a plugin
+whose function has the name of a hook, but not this marker. Use ``@hookimpl(optionalhook=True)`` for a hook that only
+other versions of the core have."""
 
 
 @hookspec
 def cornstarch_register_encoders() -> list[EncoderSpec]:
-    """Describe modality encoders: their classes, what they take, how wide their features are and how many they give.
+    """Describe modality encoders: their classes, their inputs, and the width and number of their features.
 
-    An encoder is found by its class, or else by the nearest of its base classes;
-    ``ModalEncoderModule(module, name="...")`` names one by hand. Runs once per process, when the plugin is activated.
+    The core looks up an encoder by its class, then by its base classes, the nearest one first. To choose a registered
+    encoder explicitly, use ``ModalEncoderModule(module, name="...")``. Runs once per process, when the plugin is
+    activated.
 
     Returns:
         One :class:`~cornstarch_core.specs.EncoderSpec` for each family of encoders. Its target is a subclass of
@@ -68,13 +72,13 @@ def cornstarch_register_encoders() -> list[EncoderSpec]:
 def cornstarch_register_projectors() -> list[ProjectorSpec]:
     """Add values for ``projection_type`` of a projector's config, and for ``init_projector_type`` of a model.
 
-    The core registers its own ``"linear"`` and ``"mlp"`` by this hook. Runs once per process, when the plugin is
-    activated.
+    The core registers its own types ``"linear"`` and ``"mlp"`` with this hook. Runs once per process, when the plugin
+    is activated.
 
     Returns:
         One :class:`~cornstarch_core.specs.ProjectorSpec` for each type. Its target is a subclass of
-        :class:`~cornstarch_core.specs.ProjectorInterface`: ``build`` makes the module, and ``num_tokens`` counts if the
-        number of features changes.
+        :class:`~cornstarch_core.specs.ProjectorInterface`. Its ``build`` makes the module. It overrides ``num_tokens``
+        if the projector changes the number of features.
 
     Example:
         >>> @hookimpl
@@ -85,11 +89,12 @@ def cornstarch_register_projectors() -> list[ProjectorSpec]:
 
 @hookspec
 def cornstarch_register_processors() -> list[ProcessorSpec]:
-    """Say how raw media become the tensors that encoders take, and by which names a user may hand them in.
+    """Describe how to convert raw media to the inputs of encoders, and under which keywords users pass these media.
 
-    An encoder names its processor in ``EncoderSpec.processor``, and a callback may name another. A feature extractor or
-    image processor that a user gives, ``MultimodalProcessor(processors={"audio": ...})``, is used as it is, unless
-    ``wrap`` fits it to the encoder. Runs once per process, when the plugin is activated.
+    ``EncoderSpec.processor`` names the processor of an encoder, and ``CallbackSpec.processor`` may replace it. A user
+    may pass a feature extractor or image processor, ``MultimodalProcessor(processors={"audio": ...})``. It is used
+    unchanged, unless the target's ``wrap`` adapts it to the encoder. Runs once per process, when the plugin is
+    activated.
 
     Returns:
         One :class:`~cornstarch_core.specs.ProcessorSpec` for each way to prepare media. Its target is a subclass of
@@ -113,8 +118,8 @@ def cornstarch_register_processors() -> list[ProcessorSpec]:
 def cornstarch_register_callbacks() -> list[CallbackSpec]:
     """Add values for ``ModalEncoderModule(callbacks="...")``.
 
-    The target makes a :class:`~cornstarch_core.ModalCallbacks` for one encoder when a model is composed, from the
-    ``callback_options`` that the user gives. Runs once per process, when the plugin is activated.
+    When a model is composed, the target makes a :class:`~cornstarch_core.ModalCallbacks` for one encoder from the
+    ``callback_options`` that the user passes. Runs once per process, when the plugin is activated.
 
     Returns:
         One :class:`~cornstarch_core.specs.CallbackSpec` for each set of callbacks. Its target is a subclass of
@@ -129,16 +134,17 @@ def cornstarch_register_callbacks() -> list[CallbackSpec]:
 
 @hookspec
 def cornstarch_register_checkpoints() -> list[CheckpointSpec]:
-    """Add checkpoint families of other libraries, known by the ``model_type`` in their ``config.json``.
+    """Add checkpoint families of other libraries, identified by the ``model_type`` in their ``config.json``.
 
-    ``MultimodalModel.from_pretrained`` and ``MultimodalProcessor.from_pretrained`` then read them, and
-    :func:`~cornstarch_core.interop.export_pretrained` writes them. One of a model's encoders decides as which family
-    the model is exported: it has the callback that ``CheckpointSpec.callback`` names. Families may share a callback;
-    then each names with ``CheckpointSpec.encoder`` the encoder that this one must be.
+    ``MultimodalModel.from_pretrained`` and ``MultimodalProcessor.from_pretrained`` then read these families, and
+    :func:`~cornstarch_core.interop.export_pretrained` writes them. A model is exported as a family if one of its
+    encoders uses the callbacks that the family names in ``CheckpointSpec.callback``. If several families name the same
+    callbacks, each also names an encoder in ``CheckpointSpec.encoder``; then the registered encoder decides.
 
-    Many families of transformers are built alike: a tower, a projector, a decoder and a head.
-    :class:`~cornstarch_core.interop.CheckpointFamily` reads and writes those without copying weights. A subclass names
-    the parts of its family, and is the target. Runs once per process, when the plugin is activated.
+    Many families of transformers have the same structure: a tower, a projector, a decoder and a head.
+    :class:`~cornstarch_core.interop.CheckpointFamily` reads and writes these families without copying weights. For such
+    a family, write a subclass that names the parts of the family, and use it as the target. Runs once per process, when
+    the plugin is activated.
 
     Returns:
         One :class:`~cornstarch_core.specs.CheckpointSpec` for each family. Its target is a subclass of
@@ -157,18 +163,19 @@ def cornstarch_register_checkpoints() -> list[CheckpointSpec]:
 
 @hookspec
 def cornstarch_model_composed(model: PreTrainedModel) -> None:
-    """Touch a finished model, for example to patch a kernel or to attach a tracer.
+    """Change a composed model, for example to patch a kernel or to attach a tracer.
 
-    Runs once for each model, at the end of composing it. When a saved model is loaded, it runs too: then the weights
-    are on the meta device and not read yet. The plugins are called in the order of their ids. An error in a hook is
-    raised as a :class:`~cornstarch_core.errors.PluginError` that names the plugin.
+    Runs once for each model, when all of its parts are composed. The hook also runs when a saved model is loaded; at
+    that time the weights are on the meta device, and their values are not read yet. The core calls the plugins in the
+    order of their ids. If a hook raises an error, the core raises a :class:`~cornstarch_core.errors.PluginError` that
+    names the plugin.
 
     Args:
         model: the composed :class:`~cornstarch_core.MultimodalModel`, with all of its encoders, projectors and
             callbacks.
 
     Returns:
-        Nothing; what an implementation returns is ignored.
+        Nothing; the core ignores the return value of an implementation.
 
     Example:
         >>> @hookimpl

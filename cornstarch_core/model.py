@@ -37,18 +37,21 @@ class MultimodalModel(Composition):
     """A multimodal language model, composed of modality encoders and a language model.
 
     Args:
-        config: describes the parts that are not given; needed only to build a model from its description.
-        encoders: one :class:`~cornstarch_core.ModalEncoderModule` a modality; ``"vision"`` becomes ``vision_encoder``.
+        config: config that describes the parts that are not given; needed only to build a model from its description.
+        encoders: dictionary of one :class:`~cornstarch_core.ModalEncoderModule` for each modality key. The encoder of
+            the key ``"vision"`` becomes the attribute ``vision_encoder``.
         language_model: a causal language model of transformers, wrapped by PEFT or not.
-        init_projector_type: type of the projectors that are not given: ``"linear"``, ``"mlp"`` or a plugin's.
-        init_activation: their activation, from ``transformers.activations.ACT2CLS``.
-        projectors: modules for projectors that a saved config can't describe.
-        callbacks: the same for callbacks, as :class:`~cornstarch_core.ModalCallbacks`.
+        init_projector_type: type of the projectors that are not given: ``"linear"``, ``"mlp"`` or a type that a plugin
+            registers.
+        init_activation: activation of the projectors that are not given, from ``transformers.activations.ACT2CLS``.
+        projectors: dictionary of modules by modality key, for projectors that a saved config can't describe.
+        callbacks: dictionary of :class:`~cornstarch_core.ModalCallbacks` by modality key, for callbacks that a saved
+            config can't describe.
 
-    Parts are used as they are: nothing is re-initialised, renamed or edited.
+    The model uses the parts as they are: it re-initialises, renames and edits none of them.
 
     Raises:
-        CompositionError: parts do not fit together, or a modality key is no identifier.
+        CompositionError: parts do not fit together, or a modality key is not a Python identifier.
 
     Example:
         >>> from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
@@ -121,25 +124,31 @@ class MultimodalModel(Composition):
         encoder_inputs: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Encode the media, place their features among the token embeddings, run the language model.
+        """Encode the media, place their features among the token embeddings, and run the language model.
+
+        In the shapes, ``B`` is the number of samples, ``S`` the number of tokens of a sample, ``D`` the width of the
+        embeddings and ``P`` the number of placeholder tokens of one modality.
 
         Args:
-            input_ids: ``(B, S)`` int64, with one placeholder token a feature.
-            attention_mask: ``(B, S)``, passed through untouched.
-            position_ids: ``(B, S)`` int64, passed through.
-            past_key_values: the language model's cache, passed through.
-            inputs_embeds: ``(B, S, D)``, in place of ``input_ids``; then every modality needs ``positions``.
-            labels: ``(B, S)`` int64; the loss ignores -100. Placeholders become -100.
-            encoder_inputs: one dictionary of inputs a modality, as :class:`~cornstarch_core.MultimodalProcessor` makes
-                them. ``positions`` among them, ``(P,)`` int64, says where the features go; without it the placeholders
-                are looked up by their id, which costs a device sync.
-            **kwargs: an encoder's inputs by their bare names (``pixel_values=...``), or the language model's arguments.
+            input_ids: token ids ``(B, S)``, int64, with one placeholder token for each feature.
+            attention_mask: mask ``(B, S)``, passed to the language model unchanged.
+            position_ids: position ids ``(B, S)``, int64, passed to the language model unchanged.
+            past_key_values: cache of the language model, passed to it unchanged.
+            inputs_embeds: embeddings ``(B, S, D)`` to use in place of ``input_ids``; then the inputs of every modality
+                must contain ``positions``.
+            labels: labels ``(B, S)``, int64. The loss ignores -100, and the labels of placeholders are set to -100.
+            encoder_inputs: one dictionary of inputs for each modality key, as
+                :class:`~cornstarch_core.MultimodalProcessor` makes them. The entry ``positions`` of a modality,
+                ``(P,)`` int64, says where its features go, as indices (from 0) into the ``B * S`` tokens of the batch.
+                Without this entry the model searches ``input_ids`` for the placeholder's id, which costs a device sync.
+            **kwargs: inputs of an encoder by their bare names (``pixel_values=...``), or arguments of the language
+                model.
 
         Returns:
-            The language model's own output.
+            The output of the language model, unchanged.
 
         Raises:
-            TypeError: nothing takes an argument, or two encoders do.
+            TypeError: an argument belongs to no encoder and not to the language model, or it belongs to two encoders.
             PlaceholderMismatchError: placeholders and features differ in number.
         """
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values}
@@ -157,18 +166,19 @@ class MultimodalModel(Composition):
         encoder_inputs: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run as :meth:`forward`, without ``labels``, up to the input of the language model's head.
+        """Run the model like :meth:`forward`, without ``labels``, up to the input of the language model's head.
 
-        TRL's ``SFTTrainer``, which computes the loss without the logits of all tokens, calls it through ``base_model``.
+        TRL's ``SFTTrainer`` computes the loss without the logits of all tokens. It calls this method through
+        ``base_model``. :meth:`forward` defines the symbols in the shapes.
 
         Args:
-            input_ids: ``(B, S)`` int64, as in :meth:`forward`.
-            inputs_embeds: ``(B, S, D)``, in place of ``input_ids``.
-            encoder_inputs: one dictionary of inputs a modality.
-            **kwargs: as in :meth:`forward`.
+            input_ids: token ids ``(B, S)``, int64, as in :meth:`forward`.
+            inputs_embeds: embeddings ``(B, S, D)`` to use in place of ``input_ids``.
+            encoder_inputs: one dictionary of inputs for each modality key.
+            **kwargs: the same further arguments as those of :meth:`forward`.
 
         Returns:
-            The output of the language model's body, with ``last_hidden_state``, ``(B, S, D)``.
+            The output of the language model's body; its ``last_hidden_state`` has the shape ``(B, S, D)``.
 
         Raises:
             CompositionError: the language model can't be run without its head.
@@ -189,25 +199,27 @@ class MultimodalModel(Composition):
     ) -> Any:
         """Generate text with the language model's own ``generate``.
 
-        A batch has to be padded on the left, since generating continues the end of every row:
-        ``processor(..., padding_side="left")``, or a chat template with ``add_generation_prompt=True``.
+        A batch has to be padded on the left, since generation continues the end of every row. The processor pads on the
+        left if you call it with ``padding_side="left"``, or apply a chat template with ``add_generation_prompt=True``.
 
-        Media are encoded once. They are given as in :meth:`forward`; everything else in ``kwargs`` goes to the language
-        model's ``generate``.
+        The media are encoded once. Pass them as in :meth:`forward`, which also defines the symbols in the shapes. The
+        language model's ``generate`` receives everything else in ``kwargs``.
 
         Args:
             inputs: another spelling of ``input_ids``.
-            input_ids: ``(B, S)`` int64, the prompts, with one placeholder token a feature.
-            inputs_embeds: ``(B, S, D)``, in place of ``input_ids``; then every modality needs ``positions``.
-            encoder_inputs: one dictionary of inputs a modality.
-            **kwargs: ``attention_mask``, ``max_new_tokens`` and the like; or an encoder's inputs by their bare names.
+            input_ids: token ids ``(B, S)``, int64, of the prompts, with one placeholder token for each feature.
+            inputs_embeds: embeddings ``(B, S, D)`` to use in place of ``input_ids``; then the inputs of every modality
+                must contain ``positions``.
+            encoder_inputs: one dictionary of inputs for each modality key.
+            **kwargs: arguments of the language model's ``generate``, such as ``attention_mask`` and
+                ``max_new_tokens``; or inputs of an encoder by their bare names.
 
         Returns:
-            What the language model's ``generate`` returns, with the prompt in front.
+            The return value of the language model's ``generate``, with the prompt in front of the new tokens.
 
         Raises:
-            ValueError: the language model can't generate from embeddings, or doesn't know an argument; or media are
-                given to assisted generation, which transformers (5.23) runs without them.
+            ValueError: the language model can't generate from embeddings, or doesn't accept an argument; or the call
+                asks for assisted generation with media, which transformers (5.23) would ignore.
         """
         input_ids = inputs if input_ids is None else input_ids
         embeds, with_media, _, kwargs = self._prepare(input_ids, inputs_embeds, None, encoder_inputs, kwargs)
@@ -221,7 +233,7 @@ class MultimodalModel(Composition):
         warn_of_right_padding(kwargs["attention_mask"])
         safe_ids = ids_in_table(self.language_model, input_ids, self.config.modality_token_ids.values())
         result = self.language_model.generate(input_ids=safe_ids, inputs_embeds=embeds, **kwargs)
-        if safe_ids is not input_ids:  # the prompt comes back as it was given
+        if safe_ids is not input_ids:  # return the prompt as the caller gave it
             sequences = result if isinstance(result, torch.Tensor) else result.sequences
             copies = sequences.shape[0] // input_ids.shape[0]
             sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(copies, dim=0)
@@ -236,9 +248,9 @@ class MultimodalModel(Composition):
         kwargs: dict[str, Any],
         taker: type[nn.Module] | None = None,
     ) -> tuple[torch.Tensor, bool, torch.Tensor | None, dict[str, Any]]:
-        """The one path that forward and generate share.
+        """Prepare the arguments of the language model; ``forward`` and ``generate`` share this method.
 
-        Returns ``(embeddings, whether there are media among them, labels, arguments for the language model)``.
+        Returns ``(embeddings, whether they contain features of media, labels, arguments for the language model)``.
         """
         encoders, token_ids = self.encoders, self.config.modality_token_ids
         media, kwargs = split_inputs(encoders, encoder_inputs, kwargs, taker)
@@ -248,7 +260,7 @@ class MultimodalModel(Composition):
                 positions[key] = placeholders.find_positions(input_ids, token_ids[key])
         there = validate_inputs(encoders, media, positions, input_ids, inputs_embeds, labels, token_ids)
         if inputs_embeds is None:
-            assert input_ids is not None  # as validated
+            assert input_ids is not None  # validate_inputs has checked this
             safe_ids = ids_in_table(self.language_model, input_ids, token_ids.values())
             inputs_embeds = self.language_model.get_input_embeddings()(safe_ids)
         found = {}
@@ -281,17 +293,19 @@ class MultimodalModel(Composition):
     def set_trainable(
         self, encoders: Mapping[str, tuple[bool, bool]] | None = None, language_model: bool | None = None
     ) -> None:
-        """Freeze and unfreeze parts. What is not named stays as it is.
+        """Freeze and unfreeze parts of the model. Parts that are not named keep their setting.
 
         Args:
-            encoders: ``{key: (module, projector)}``. Parameters of callbacks go with the projector.
-            language_model: whether the language model trains.
+            encoders: dictionary ``{key: (module, projector)}`` of two booleans for each modality key: whether the
+                encoder's module trains, and whether its projector trains. The parameters of the encoder's callbacks
+                get the projector's setting.
+            language_model: whether the language model trains; ``None`` keeps its setting.
 
         Raises:
-            ValueError: a key is unknown.
-            TypeError: ``encoders`` is of another form.
+            ValueError: the model has no encoder of that key.
+            TypeError: ``encoders`` has another form.
 
-        What trains is not saved with a model: call this again after loading one.
+        A saved model does not record which parts train: call this method again after loading.
 
         Example:
             The first stage of LLaVA trains the projector only::
@@ -314,13 +328,13 @@ class MultimodalModel(Composition):
             self.language_model.requires_grad_(language_model)
 
     def set_modality_token_ids(self, token_ids: Mapping[str, int]) -> None:
-        """Set the ids of placeholder tokens. They are kept in the config, and may lie outside the vocabulary.
+        """Set the ids of placeholder tokens. The config records the ids, which may lie outside the vocabulary.
 
         Args:
-            token_ids: id by modality key; what is not named stays as it is.
+            token_ids: dictionary of token ids by modality key; modalities that are not named keep their ids.
 
         Raises:
-            ValueError: a key is unknown, or two modalities would share an id.
+            ValueError: the model has no encoder of that key, or two modalities would share an id.
         """
         self._check_keys(token_ids)
         together = {**self.config.modality_token_ids, **token_ids}
@@ -350,16 +364,18 @@ class MultimodalModel(Composition):
         init_activation: str = "gelu",
         **from_pretrained_kwargs: Any,
     ) -> MultimodalModel:
-        """Load parts by checkpoint name or folder, and compose them.
+        """Load encoders and a language model from their checkpoints, and compose them.
 
         Args:
-            language_model: of a causal language model.
-            encoders: ``{key: name}``. Of a two-tower checkpoint such as CLIP's, the tower that a plugin knows is taken.
-            callbacks: ``{key: name}`` of callbacks that plugins register.
-            callback_options: ``{key: options}`` for them.
+            language_model: name or folder of a causal language model's checkpoint.
+            encoders: dictionary ``{key: checkpoint}`` of the name or folder of one checkpoint for each modality key.
+                For a two-tower checkpoint such as CLIP's, loads the tower that a plugin registers.
+            callbacks: dictionary ``{key: name}`` of the names of callbacks that plugins register.
+            callback_options: dictionary ``{key: options}`` of the options for these callbacks.
             init_projector_type: type of the new projectors.
-            init_activation: their activation.
-            **from_pretrained_kwargs: for every ``from_pretrained``, for example ``dtype="bfloat16"``.
+            init_activation: activation of the new projectors.
+            **from_pretrained_kwargs: arguments passed to every ``from_pretrained`` call, for example
+                ``dtype="bfloat16"``.
 
         Example:
             ::
@@ -398,21 +414,23 @@ class MultimodalModel(Composition):
         callbacks: Mapping[str, ModalCallbacks] | None = None,
         **kwargs: Any,
     ) -> MultimodalModel:
-        """Load what :meth:`save_pretrained` wrote, or a checkpoint family that a plugin can read.
+        """Load a model that :meth:`save_pretrained` saved, or a checkpoint of a family that a plugin can read.
 
         Args:
             pretrained_model_name_or_path: a folder or a hub name.
-            *args: as in ``PreTrainedModel.from_pretrained``.
-            encoders: ``{key: module}`` for encoders that can't be built from the config; a plain module or a
-                :class:`~cornstarch_core.ModalEncoderModule`. The saved weights are loaded into them.
-            language_model: the same for the language model.
-            projectors: the same for projectors of your own.
-            callbacks: ``{key: ModalCallbacks(...)}`` for callbacks that no plugin provides.
-            **kwargs: as in ``PreTrainedModel.from_pretrained``.
+            *args: positional arguments passed to ``PreTrainedModel.from_pretrained``.
+            encoders: dictionary ``{key: module}`` for encoders that can't be built from the config. A module may be a
+                plain one or a :class:`~cornstarch_core.ModalEncoderModule`. The saved weights are loaded into it.
+            language_model: module to load the saved weights of the language model into, if it can't be built from the
+                config.
+            projectors: dictionary ``{key: module}`` for projectors that can't be built from the config. The saved
+                weights are loaded into the modules.
+            callbacks: dictionary ``{key: ModalCallbacks(...)}`` for callbacks that no plugin provides.
+            **kwargs: keyword arguments passed to ``PreTrainedModel.from_pretrained``.
 
         Raises:
-            CheckpointError: this is no such model, a part is missing or the files are damaged.
-            MissingPluginError: a plugin that made it is missing; says what to install.
+            CheckpointError: the checkpoint is not one that can be loaded, a part is missing, or the files are damaged.
+            MissingPluginError: a plugin that the saved model uses is missing. The message says what to install.
         """
         given = {
             "encoders": encoders,
@@ -425,15 +443,18 @@ class MultimodalModel(Composition):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Save the model as safetensors and one config. Over an existing model: a crash leaves the old or the new.
+        """Save the model as safetensors files and one config.
+
+        If the folder holds a model, this method replaces that model as a whole: a crash leaves the old model or the new
+        one.
 
         Args:
-            save_directory: folder; made if missing. Other files in it stay.
+            save_directory: folder to write; created if missing. Other files in it stay.
             is_main_process: whether this process writes.
-            **kwargs: as in ``PreTrainedModel.save_pretrained``.
+            **kwargs: keyword arguments passed to ``PreTrainedModel.save_pretrained``.
 
         Raises:
-            CheckpointError: a part can't be saved so that it comes back equal; says the way out.
+            CheckpointError: a part can't be saved in a way that loads as an equal part. The message says what to do.
         """
         save(self, save_directory, is_main_process, kwargs)
 
@@ -442,7 +463,7 @@ _RESERVED_CONFIGS = {
     *("distributed_config", "fusion_config", "generation_config", "kernel_config", "per_layer_config"),
     *("peft_config", "quantization_config", "text_config"),
 }
-"""What transformers (5.23) reads from a config, or the language model's own."""
+"""Names that a config can't use for an encoder: transformers (5.23) or the language model reads them."""
 
 
 AutoConfig.register(MultimodalConfig.model_type, MultimodalConfig, exist_ok=True)

@@ -1,6 +1,7 @@
-"""The processor makes a batch for a model out of text and raw media, with placeholders expanded to the right length.
+"""The processor, which turns text and raw media into a batch for a model and expands the placeholders in the text.
 
-It knows no particular modality and holds no weights: it keeps what it needs from the model as plain data.
+It contains no code for a particular modality and no weights: it copies the settings that it needs from the model's
+config.
 """
 
 from __future__ import annotations
@@ -32,24 +33,28 @@ from .saving.load import FolderName
 __all__ = ["MultimodalProcessor"]
 
 _OPTIONS = {field.name for field in fields(Options)}
-_NOT_SUPPORTED = {"return_assistant_tokens_mask", "sanitize_control_tokens"}  # of transformers' method
+_NOT_SUPPORTED = {"return_assistant_tokens_mask", "sanitize_control_tokens"}  # arguments of transformers' method
 
 
 class MultimodalProcessor(ProcessorMixin):
     """Turns text and media into the inputs of a :class:`~cornstarch_core.MultimodalModel`.
 
     Args:
-        processors: ``{key: image processor or feature extractor}``; default: for each modality, what its plugin builds.
-        tokenizer: of transformers. Placeholders that it lacks are added to it as special tokens.
-        model: the model, or its config. The ids of the placeholders are set in its config; no weights are kept.
-        tokens: ``{key: placeholder}``; default: the token that the model's config names, or ``"<key>"``.
-        chat_template: Jinja template for :meth:`apply_chat_template`; default: the tokenizer's.
+        processors: dictionary ``{modality key: image processor or feature extractor}``. For a modality that is not in
+            it, the plugin of the encoder builds the image processor or feature extractor.
+        tokenizer: tokenizer of transformers. Placeholders that are not in its vocabulary are added as special tokens.
+        model: the model, or its config. The processor writes the placeholders' token ids into the config, and keeps no
+            reference to the weights.
+        tokens: dictionary ``{modality key: placeholder token}``; default: the token whose id is in the model's config,
+            or ``"<key>"``.
+        chat_template: Jinja template for :meth:`apply_chat_template`; default: the tokenizer's template.
 
-    A placeholder's id may lie outside the model's embedding table. The table is not resized.
+    The token id of a placeholder may be outside the model's embedding table. The table is not resized.
 
     Raises:
-        TypeError: ``tokenizer`` or ``model`` is missing, or of the wrong kind.
-        CompositionError: two modalities share a placeholder, or a modality has no processor.
+        TypeError: ``tokenizer`` is missing, or ``model`` is missing or of the wrong type.
+        CompositionError: two modalities have the same placeholder, or no image processor or feature extractor is given
+            or built for a modality.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -108,7 +113,7 @@ class MultimodalProcessor(ProcessorMixin):
         return known or f"<{key}>"
 
     def _add_tokens(self) -> None:
-        """Make the placeholders special tokens of the tokenizer."""
+        """Add the placeholders to the tokenizer as special tokens."""
         taken = {getattr(self.tokenizer, f"{name}_token"): f"the {name} token" for name in ("pad", "bos", "eos", "unk")}
         for key, token in self.tokens.items():
             if token in taken:
@@ -118,7 +123,7 @@ class MultimodalProcessor(ProcessorMixin):
                 )
             taken[token] = f"the placeholder of {key}"
         missing = [token for token in self.tokens.values() if token not in self.tokenizer.get_added_vocab()]
-        if missing:  # replace_... (5.23): else the tokenizer would forget its other extra special tokens
+        if missing:  # replace_... (transformers 5.23): otherwise the tokenizer drops its others
             self.tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
 
     @property
@@ -128,7 +133,7 @@ class MultimodalProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """The names in a batch."""
+        """The names of the entries of a batch."""
         return ["input_ids", "attention_mask", "encoder_inputs"]
 
     # --- processing ---------------------------------------------------------------------------------------------------
@@ -150,31 +155,35 @@ class MultimodalProcessor(ProcessorMixin):
         """Turn text and media into a batch.
 
         Args:
-            text: one text, or a list with one text for each sample. It has one placeholder for each item.
-            padding: ``True`` or ``"longest"``, ``"max_length"``, or ``False``.
-            padding_side: ``"left"`` or ``"right"``; default: the tokenizer's.
+            text: one text, or a list with one text for each sample. A text contains one placeholder for each media
+                item.
+            padding: padding strategy: ``True`` or ``"longest"``, ``"max_length"``, or ``False``.
+            padding_side: side to pad on, ``"left"`` or ``"right"``; default: the tokenizer's ``padding_side``.
             truncation: whether to cut samples to ``max_length``, on the tokenizer's ``truncation_side``.
-            max_length: in tokens, after expansion; default: the tokenizer's ``model_max_length``.
-            pad_to_multiple_of: round the length of the batch up to a multiple of this.
-            add_special_tokens: whether the tokenizer's special tokens are added; default: unless the text begins with
-                BOS, such as a chat template's text.
-            sampling_rate: in hertz, of audio that does not contain its own. If the encoder has another rate, its plugin
-                resamples or refuses the audio.
-            return_tensors: ``"pt"``.
-            **kwargs: media, under a modality's key (``vision=``) or a usual name for it (``images=``): a list of items
-                for each sample (``[[a], [b, c]]``, or ``None`` for no items), or a flat list, which the placeholders
-                divide. Also options for the image processor of a modality: ``vision_kwargs={"do_resize": False}``.
+            max_length: maximum number of tokens of a sample, counted with expanded placeholders; default: the
+                tokenizer's ``model_max_length``.
+            pad_to_multiple_of: number; the length of the batch is rounded up to a multiple of it.
+            add_special_tokens: whether to add the tokenizer's special tokens. By default they are added unless the text
+                begins with the BOS token, as the output of a chat template may.
+            sampling_rate: sampling rate, in hertz, of audio items that do not contain a rate themselves. If the encoder
+                needs another rate, its plugin resamples the audio or raises an error.
+            return_tensors: type of the returned tensors; only ``"pt"`` is supported.
+            **kwargs: media, under a modality's key (``vision=``) or a usual name for it (``images=``): either a list
+                of items for each sample (``[[a], [b, c]]``, or ``None`` for no items), or one list of all items in
+                order, which is divided among the samples by their number of placeholders. Options for the image
+                processor of a modality are passed as ``vision_kwargs={"do_resize": False}``.
 
         Returns:
-            ``input_ids`` and ``attention_mask``, ``(B, S)`` int64, and ``encoder_inputs``: for *every* modality the
-            inputs of its encoder, and ``positions``, ``(P,)`` int64, of its placeholders in the flat ``(B * S)`` batch.
+            A batch of B samples with S tokens each: ``input_ids`` and ``attention_mask``, ``(B, S)`` int64, and
+            ``encoder_inputs``. The latter has an entry for *every* modality: the inputs of its encoder, and
+            ``positions``, int64, the indices of its placeholders in ``input_ids.flatten()``.
 
         Raises:
-            PlaceholderMismatchError: placeholders and items differ in number.
-            TruncatedSpanError: truncation would cut into an item's placeholders.
-            MediaError: an item is broken.
-            InputError: the input is wrong in another way; the message says how.
-            TypeError: no modality takes an argument, or two take it.
+            PlaceholderMismatchError: the number of placeholders differs from the number of items.
+            TruncatedSpanError: truncation would remove some or all of an item's placeholders.
+            MediaError: a media item can't be processed.
+            InputError: the input is wrong in another way, which the message describes.
+            TypeError: a keyword argument belongs to no modality, or to more than one.
         """
         options = Options(
             padding=padding,
@@ -191,7 +200,7 @@ class MultimodalProcessor(ProcessorMixin):
     def _process(
         self, texts: list[str], options: Options, given: Mapping[str, Any], found: Mapping[str, Any] | None = None
     ) -> MultimodalBatch:
-        """Make a batch of texts and the media in ``given``; of conversations, also those found in the messages."""
+        """Make a batch of ``texts``, the media in ``given`` and, for conversations, the media ``found`` in messages."""
         if options.return_tensors != "pt":
             raise InputError(f"return_tensors={options.return_tensors!r}; a batch holds PyTorch tensors: 'pt'.")
         beside, of_processors = self.arguments.sort(given, options.sampling_rate)
@@ -200,7 +209,7 @@ class MultimodalProcessor(ProcessorMixin):
             layouts.combine(found or {}, beside),
             of_processors,
             special_tokens=options.add_special_tokens,
-            suffix=found is None,  # a chat template writes the end itself
+            suffix=found is None,  # a chat template writes these tokens itself
             max_length=options.limit(self.tokenizer),
         )
         tensors, starts = pad(encoding.rows, self.tokenizer, options)
@@ -208,7 +217,7 @@ class MultimodalProcessor(ProcessorMixin):
 
     @property
     def rows(self) -> RowMaker:
-        """Turns texts, with their media, into rows of token ids that are not padded yet."""
+        """The object that turns texts and their media into rows of token ids without padding."""
         return RowMaker(self.tokenizer, self.modalities, self.token_ids, self.tokens)
 
     # --- chat ---------------------------------------------------------------------------------------------------------
@@ -227,35 +236,37 @@ class MultimodalProcessor(ProcessorMixin):
         processor_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Write conversations with a chat template, and process them with their media.
+        """Render conversations with a chat template, and optionally turn them and their media into a batch.
 
-        Content is a string or a list of parts: ``{"type": "text", "text": ...}``, and media with a type that the plugin
-        registers (``{"type": "image", "image": ...}``; also ``"path"``, ``"url"``) or with the modality's key
-        (``{"type": "vision", "vision": ...}``). The template gets typed parts if it can write them. Otherwise it gets
-        strings with placeholders, and nothing is inserted between the parts (see
-        :mod:`cornstarch_core.processing.templates`).
+        The content of a message is a string or a list of parts: text parts ``{"type": "text", "text": ...}``, and media
+        parts whose type is registered by the plugin (``{"type": "image", "image": ...}``; the item may also be under
+        ``"path"`` or ``"url"``) or is the modality's key (``{"type": "vision", "vision": ...}``). If the template can
+        render typed parts, it gets them. Otherwise it gets strings in which placeholders stand for the media; the parts
+        are joined without a separator (see :mod:`cornstarch_core.processing.templates`).
 
         Args:
             conversation: a list of messages, or a list of such lists.
-            chat_template: a template, or the name of one; default: the processor's, or else the tokenizer's.
-            add_generation_prompt: whether to begin the assistant's turn. A batch is then padded on the left, unless
-                ``padding_side`` is given.
-            continue_final_message: whether to leave the last message open.
-            tools: as in the tokenizer's ``apply_chat_template``.
-            documents: as in the tokenizer's ``apply_chat_template``.
-            tokenize: whether to make a batch.
-            return_dict: whether to return the whole batch; default: only ``input_ids``.
+            chat_template: Jinja template, or the name of one of the processor's templates; default: the processor's
+                template, or else the tokenizer's.
+            add_generation_prompt: whether to append the header that begins the assistant's turn. A batch is then padded
+                on the left, unless ``padding_side`` is given.
+            continue_final_message: whether to omit the tokens that end the last message, so that it can be continued.
+            tools: list of tools, as for the tokenizer's ``apply_chat_template``.
+            documents: list of documents, as for the tokenizer's ``apply_chat_template``.
+            tokenize: whether to return a batch or its ``input_ids`` instead of text.
+            return_dict: whether to return the whole batch; by default only ``input_ids`` are returned.
             processor_kwargs: arguments for :meth:`__call__`.
-            **kwargs: further arguments for :meth:`__call__`, such as media beside the conversation. All others are
-                variables for the template.
+            **kwargs: further arguments for :meth:`__call__`, such as media that are not in the messages. Any keyword
+                that is not an argument of :meth:`__call__` is a variable of the template.
 
         Returns:
-            The text, or a list of texts; with ``tokenize`` the ``input_ids``, or the batch as :meth:`__call__` returns
-            it. The tokenizer's special tokens before the text are added unless it begins with BOS; those after the text
-            are not added.
+            The rendered text, or a list of texts for a list of conversations. With ``tokenize``, the ``input_ids`` or
+            the batch that :meth:`__call__` returns. The special tokens that the tokenizer puts before a text are added
+            unless the text begins with the BOS token; those that it puts after a text are not added.
 
         Raises:
-            InputError: there is no template, it can't write the conversation, or the conversation is malformed.
+            InputError: there is no template, the template can't render the conversation, or the conversation is
+                malformed.
         """
         for name in _NOT_SUPPORTED & kwargs.keys():
             if kwargs.pop(name):
@@ -284,10 +295,10 @@ class MultimodalProcessor(ProcessorMixin):
         tools: list[Any] | None = None,
         documents: list[Any] | None = None,
     ) -> templates.ChatTemplate:
-        """The chat template to use: the argument, the processor's, or the tokenizer's.
+        """Return the chat template to use: the argument, the processor's template, or the tokenizer's.
 
         Raises:
-            InputError: there is none, or several without one called ``"default"``.
+            InputError: there is no template, or there are several and none has the name ``"default"``.
         """
         more = {"tools": tools, "documents": documents}
         return templates.ChatTemplate(
@@ -300,7 +311,7 @@ class MultimodalProcessor(ProcessorMixin):
     # --- folders ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of ``processor_config.json``, as plain data."""
+        """Return the content of ``processor_config.json`` as plain data."""
         used = [one for modality in self.modalities.values() for one in modality.registrations]
         return {
             "processor_class": type(self).__name__,
@@ -309,15 +320,16 @@ class MultimodalProcessor(ProcessorMixin):
         }
 
     def save_pretrained(self, save_directory: FolderName, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Save the tokenizer, the chat template, and how media are prepared and counted. The model is not saved.
+        """Save the tokenizer, the chat template, and the settings that prepare and count media, without the model.
 
         Args:
-            save_directory: the folder, for example the model's. It is made if it is missing; other files in it stay.
-            push_to_hub: whether to upload the folder, too.
-            **kwargs: as in ``ProcessorMixin.save_pretrained``.
+            save_directory: folder to save to, for example the model's. It is created if it does not exist. Files in it
+                that do not belong to a processor are kept.
+            push_to_hub: whether to upload the folder to the hub as well.
+            **kwargs: further arguments of ``ProcessorMixin.save_pretrained``.
 
         Returns:
-            The name of the processor's own file, in a list.
+            A list with the path of ``processor_config.json``.
         """
         target = os.fspath(save_directory)
         if push_to_hub:
@@ -334,18 +346,19 @@ class MultimodalProcessor(ProcessorMixin):
         processors: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> MultimodalProcessor:
-        """Load what :meth:`save_pretrained` wrote. No weights are read.
+        """Load a processor that :meth:`save_pretrained` saved. No weights are read.
 
         Args:
-            pretrained_model_name_or_path: a folder or a hub name.
-            model: the model. It is necessary if custom functions count its features.
-            processors: image processors and feature extractors to use in place of the saved ones. Those of custom
-                classes must be passed again.
-            **kwargs: arguments for ``AutoTokenizer.from_pretrained``, and where to load from, such as ``revision``.
+            pretrained_model_name_or_path: folder or hub name of the saved processor.
+            model: the model. It is required if custom functions count its features.
+            processors: dictionary ``{modality key: image processor or feature extractor}`` to use instead of the saved
+                ones. An image processor or feature extractor of a custom class must be passed.
+            **kwargs: arguments for ``AutoTokenizer.from_pretrained``, and options of the hub such as ``revision``.
 
         Raises:
-            CheckpointError: this is no such processor, or a part can't be made again; the message says what to pass.
-            MissingPluginError: a plugin is missing; the message says what to install.
+            CheckpointError: the folder holds no saved processor, or a part of the processor can't be built from it; the
+                message says what to pass.
+            MissingPluginError: a plugin that the processor needs is missing; the message says what to install.
         """
         kwargs.pop("_from_auto", None)
         parts = folder.read(pretrained_model_name_or_path, cls.get_processor_dict, model, kwargs)
@@ -354,7 +367,7 @@ class MultimodalProcessor(ProcessorMixin):
 
 
 def _read_model(model: object) -> tuple[MultimodalConfig, dict[str, EncoderInfo]]:
-    """The config of ``model``, and what is known of each encoder, from the model or from its config alone."""
+    """Return the config of ``model``, which is a model or a config, and the description of each encoder."""
     model = unwrap(model)
     if isinstance(model, MultimodalModel):
         infos = {key: encoder.info for key, encoder in model.encoders.items()}
@@ -366,7 +379,7 @@ def _read_model(model: object) -> tuple[MultimodalConfig, dict[str, EncoderInfo]
         )
     infos = {}
     for key, record in model.encoders.items():
-        # A saved processor, whose config has no language model, can count without custom callbacks.
+        # The config of a saved processor has no language model; such a processor counts without custom callbacks.
         is_custom = bool(record.custom_callbacks) and record.callbacks is None and model.text_config is not None
         if record.needs_model or is_custom:
             raise CompositionError(

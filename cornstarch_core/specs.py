@@ -1,8 +1,8 @@
-"""What plugins hand to the core: frozen dataclasses, and the interfaces of the classes that they name.
+"""The specs that plugins register with the core, and the interfaces of the classes that the specs name.
 
-A spec is light: strings, and one *target*, ``"package.module:Class"``. The class is imported when a model or a
-processor is built, never before, so that the module of a plugin's entry point needs no torch. It is made without
-arguments, and has the methods of the spec's interface:
+A spec is a frozen dataclass of plain values. Its *target* is an import path, ``"package.module:Class"``. The core
+imports the target's class only when it builds a model or a processor. Therefore the module of a plugin's entry point
+needs no torch. The core instantiates the class without arguments. The class has the methods of the spec's interface:
 
 ======================  ============================
 Spec                    Interface of its target
@@ -14,10 +14,10 @@ Spec                    Interface of its target
 :class:`CheckpointSpec` :class:`CheckpointInterface`
 ======================  ============================
 
-Inherit from the interface: then the optional methods have their defaults, and a type checker sees what is missing.
+Inherit from the interface: then the optional methods have their defaults, and a type checker reports missing methods.
 
-``encoder_inputs`` are a dictionary by :attr:`EncoderSpec.input_names`: tensors, lists of tensors, or plain numbers that
-stay on the host.
+``encoder_inputs`` is a dictionary whose keys are :attr:`EncoderSpec.input_names` and the input names of the callbacks.
+Its values are tensors, lists of tensors, or plain numbers that stay on the host.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ ItemT = TypeVar("ItemT", contravariant=True)
 InterfaceT = TypeVar("InterfaceT", covariant=True)
 
 CountTokens = Callable[[dict[str, Any]], list[int]]
-"""``(encoder_inputs) -> list[int]``: tokens of each media item."""
+"""A function ``(encoder_inputs) -> list[int]`` that counts the tokens of each media item."""
 MediaProcessor = Callable[..., Mapping[str, Any]]
 """``(items, return_tensors="pt") -> encoder_inputs``: an image processor, a feature extractor or a function."""
 
@@ -67,7 +67,7 @@ MediaProcessor = Callable[..., Mapping[str, Any]]
 
 
 class EncoderInterface(Protocol[ConfigT]):
-    """What the core asks about one family of encoders. ``ConfigT`` is the type of ``module.config``."""
+    """Interface of the target of an :class:`EncoderSpec`. ``ConfigT`` is the type of ``module.config``."""
 
     @abstractmethod
     def num_tokens(self, config: ConfigT, encoder_inputs: dict[str, Any]) -> list[int]:
@@ -78,17 +78,17 @@ class EncoderInterface(Protocol[ConfigT]):
             encoder_inputs: the inputs of all items of a batch.
 
         Returns:
-            One count for each media item. Computed from shapes and lengths on the host: reading a tensor's values would
-            make the host wait for the device.
+            One count for each media item. Compute the counts from shapes and lengths on the host, because reading the
+            values of a tensor makes the host wait for the device.
 
         Raises:
-            MediaError: the encoder doesn't take these inputs.
+            MediaError: the encoder doesn't accept these inputs.
         """
         ...
 
     @abstractmethod
     def dummy_inputs(self, config: ConfigT) -> dict[str, Any]:
-        """Make the smallest valid inputs: one media item.
+        """Make the smallest valid inputs, which hold one media item.
 
         Args:
             config: the encoder's config.
@@ -96,7 +96,7 @@ class EncoderInterface(Protocol[ConfigT]):
         ...
 
     def hidden_size(self, config: ConfigT) -> int | None:
-        """Width of the features; default: ``config.hidden_size``.
+        """Return the width of the features; default: ``config.hidden_size``.
 
         Args:
             config: the encoder's config.
@@ -112,26 +112,30 @@ class EncoderInterface(Protocol[ConfigT]):
         return 0
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
-        """Make the encoder with fresh weights, when a saved model is loaded. Classes of transformers don't need it.
+        """Build the encoder with fresh weights when a saved model is loaded.
+
+        Encoders that are classes of transformers don't need this method, because the core builds them.
 
         Args:
-            config: what ``module.config`` was when the model was saved, as plain data.
+            config: the ``module.config`` of the saved model, as plain data.
 
         Raises:
-            NotImplementedError: the default.
+            NotImplementedError: the target does not override this method.
         """
         raise NotImplementedError
 
 
 class ProjectorInterface(Protocol):
-    """What the core asks about one ``projection_type``. The config is a ``MultimodalProjectorConfig``."""
+    """Interface of the target of a :class:`ProjectorSpec`. Each ``config`` is a ``MultimodalProjectorConfig``."""
 
     @abstractmethod
     def build(self, config: PreTrainedConfig) -> nn.Module:
         """Make the module that maps ``(items, tokens, in_features)`` to ``(items, tokens', out_features)``.
 
+        Here ``tokens'`` is the number of tokens after the projector, which :meth:`num_tokens` declares.
+
         Args:
-            config: has ``in_features`` and ``out_features``, both integers, and the options of this type.
+            config: config with the integers ``in_features`` and ``out_features``, and the options of this type.
 
         Raises:
             CompositionError: an option is wrong.
@@ -139,82 +143,85 @@ class ProjectorInterface(Protocol):
         ...
 
     def num_tokens(self, config: PreTrainedConfig, counts: list[int]) -> list[int]:
-        """Count the tokens of each media item after the projector; default: as many as before.
+        """Count the tokens of each media item after the projector; default: the same counts as before it.
 
         Args:
             config: the projector's config.
-            counts: tokens of each item before the projector.
+            counts: number of tokens of each item before the projector.
         """
         return counts
 
     def dummy_inputs(
         self, config: PreTrainedConfig, encoder_inputs: dict[str, Any], count: CountTokens
     ) -> dict[str, Any]:
-        """Enlarge the encoder's smallest inputs until the projector takes their features; default: unchanged.
+        """Enlarge the encoder's smallest inputs until the projector accepts their features; default: unchanged.
 
         Args:
             config: the projector's config.
-            encoder_inputs: the smallest inputs, completed by the callbacks.
-            count: tells how many tokens of each item would reach the projector; raises where the encoder refuses the
-                inputs.
+            encoder_inputs: the smallest inputs of the encoder, completed by the callbacks.
+            count: function that returns how many tokens of each item reach the projector for given inputs. It raises an
+                error if the encoder refuses the inputs.
 
         Returns:
-            The smallest inputs that fit, or ``encoder_inputs`` if none do.
+            The smallest inputs whose features the projector accepts, or ``encoder_inputs`` if there are none.
         """
         return encoder_inputs
 
 
 class ProcessorInterface(Protocol[ItemT]):
-    """How raw media become the tensors that an encoder takes. ``ItemT`` is the type of one item as users give it."""
+    """Interface of the target of a :class:`ProcessorSpec`. ``ItemT`` is the type of one media item that a user passes.
+
+    The target converts raw media to the tensors that an encoder accepts.
+    """
 
     @abstractmethod
     def build(self, context: EncoderContext, *args: Any, **callback_options: Any) -> MediaProcessor:
         """Make the image processor or feature extractor of an encoder.
 
         Args:
-            context: the encoder.
-            **callback_options: options of the callbacks in use.
+            context: description of the encoder.
+            **callback_options: options of the encoder's callbacks.
 
         Returns:
-            ``(items, return_tensors="pt") -> encoder_inputs``, called with all items of a batch, as :meth:`prepare`
-            left them.
+            A function ``(items, return_tensors="pt") -> encoder_inputs``. The processor calls it with all items of a
+            batch, after :meth:`prepare`.
         """
         ...
 
     def wrap(
         self, context: EncoderContext, processor: MediaProcessor, *args: Any, **callback_options: Any
     ) -> MediaProcessor:
-        """Fit a processor that the user gives to the encoder; default: it is used as it is.
+        """Adapt the user's processor to the encoder; default: return the processor unchanged.
 
         Args:
-            context: the encoder.
-            processor: an image processor or feature extractor.
-            **callback_options: options of the callbacks in use.
+            context: description of the encoder.
+            processor: image processor or feature extractor that the user passes.
+            **callback_options: options of the encoder's callbacks.
         """
         return processor
 
     def prepare(self, item: ItemT) -> object:
-        """Check one item, and convert it if need be; default: unchanged.
+        """Check one media item, and convert it if necessary; default: return it unchanged.
 
         Args:
-            item: as the user gives it.
+            item: one media item that the user passes.
 
         Raises:
-            MediaError: it is no such item.
+            MediaError: the item is not of a kind that the target accepts.
         """
         return item
 
 
 class CallbacksInterface(Protocol):
-    """Makes a set of callbacks for one encoder."""
+    """Interface of the target of a :class:`CallbackSpec`, which makes a set of callbacks for one encoder."""
 
     @abstractmethod
     def build(self, context: EncoderContext, *args: Any, **callback_options: Any) -> ModalCallbacks:
         """Make the callbacks when a model is composed.
 
         Args:
-            context: the encoder.
-            **callback_options: what the user gives as ``callback_options``.
+            context: description of the encoder.
+            **callback_options: the options that the user passes as ``callback_options``.
 
         Raises:
             CompositionError: an option is wrong, or doesn't fit the encoder.
@@ -223,50 +230,50 @@ class CallbacksInterface(Protocol):
 
 
 class CheckpointInterface(Protocol):
-    """Reads and writes one checkpoint family of another library."""
+    """Interface of the target of a :class:`CheckpointSpec`, which reads and writes checkpoints of another library."""
 
     @abstractmethod
     def load(self, folder: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """Load a checkpoint as a composed model. It must not hold the weights twice.
+        """Load a checkpoint as a composed model. This method must not keep two copies of the weights in memory.
 
         Args:
             folder: a folder or a hub name.
-            **kwargs: as in ``PreTrainedModel.from_pretrained``.
+            **kwargs: arguments of ``PreTrainedModel.from_pretrained``.
 
         Returns:
-            A ``MultimodalModel``; with ``output_loading_info=True`` also the loading info.
+            A ``MultimodalModel``. With ``output_loading_info=True``, a pair of the model and the loading info.
         """
         ...
 
     def load_processor(self, folder: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint's processor; default: refused.
+        """Read the processor of a checkpoint; default: raise ``CheckpointError``.
 
         Args:
             folder: a folder or a hub name.
-            **kwargs: as in ``ProcessorMixin.from_pretrained``.
+            **kwargs: arguments of ``ProcessorMixin.from_pretrained``.
 
         Returns:
             The arguments ``processors``, ``tokenizer``, ``model`` (a ``MultimodalConfig``), ``tokens`` and
             ``chat_template`` of ``MultimodalProcessor``.
 
         Raises:
-            CheckpointError: the default.
+            CheckpointError: the target does not override this method, or the processor can't be read.
         """
         raise CheckpointError(f"{folder}: {type(self).__name__} reads models only, no processors.")
 
     def export(self, model: Any, processor: Any) -> tuple[PreTrainedModel, ProcessorMixin | None]:
-        """Make the family's own model out of a composed one; default: refused.
+        """Convert a composed model to a model of the family's own class; default: raise ``CheckpointError``.
 
         Args:
             model: a ``MultimodalModel``.
-            processor: its ``MultimodalProcessor``, or ``None``.
+            processor: the ``MultimodalProcessor`` of the model, or ``None``.
 
         Returns:
-            The family's model and processor. The model is written and thrown away: its state dict must be complete and
-            share the weights; it need not run.
+            The family's model and the family's processor. The caller only saves the model. Therefore its state dict
+            must be complete and share the weights of ``model``, but its ``forward`` need not work.
 
         Raises:
-            CheckpointError: the default; or the family can't hold the model.
+            CheckpointError: the target does not override this method, or the family can't represent the model.
         """
         raise CheckpointError(f"{type(self).__name__} reads checkpoints only, and writes none.")
 
@@ -276,11 +283,11 @@ class CheckpointInterface(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Spec(Generic[InterfaceT]):
-    """What all specs have.
+    """Base class of all specs.
 
     Args:
         name: short name, unique within the plugin and kind, for example ``"clip"``.
-        target: ``"package.module:Class"``, a class with the methods of the spec's interface.
+        target: import path ``"package.module:Class"`` of a class with the methods of the spec's interface.
     """
 
     interface: ClassVar[type]
@@ -296,12 +303,14 @@ class EncoderSpec(Spec[EncoderInterface[Any]]):
 
     Args:
         name: short name, unique within the plugin, for example ``"clip"``.
-        target: an :class:`EncoderInterface`.
-        modality: what it encodes, for example ``"vision"``.
-        classes: the classes it describes, as ``"package.module:Class"``; a subclass of one matches too.
-        input_names: the arguments its ``forward`` takes; the first one is what messages ask for.
-        layers: dotted path, inside the encoder, of the module list of its blocks, for callbacks that stop early.
-        processor: name of the :class:`ProcessorSpec` that prepares its media; default: none.
+        target: import path of a class that implements :class:`EncoderInterface`.
+        modality: the modality that the encoders encode, for example ``"vision"``.
+        classes: import paths ``"package.module:Class"`` of the encoder classes; their subclasses match, too.
+        input_names: names of the arguments that the encoder's ``forward`` accepts. Error messages ask for the first
+            one.
+        layers: dotted path, inside the encoder, of the module list of its blocks, for callbacks that stop the encoder
+            after one of its blocks.
+        processor: name of the :class:`ProcessorSpec` that prepares the encoder's media; default: none.
     """
 
     interface: ClassVar[type] = EncoderInterface
@@ -315,13 +324,13 @@ class EncoderSpec(Spec[EncoderInterface[Any]]):
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorSpec(Spec[ProjectorInterface]):
-    """One ``projection_type``.
+    """One value of ``projection_type``.
 
     Args:
-        name: the type, for example ``"pixel_shuffle"``.
-        target: a :class:`ProjectorInterface`.
-        per_token: whether each token is projected by itself, so that items of different lengths can be projected at
-            once; default: each item is projected by itself.
+        name: the value, for example ``"pixel_shuffle"``.
+        target: import path of a class that implements :class:`ProjectorInterface`.
+        per_token: whether the projector maps each token independently of the other tokens. If ``True``, one call
+            projects the concatenated tokens of items of different lengths; default: one call for each of these items.
     """
 
     interface: ClassVar[type] = ProjectorInterface
@@ -331,15 +340,15 @@ class ProjectorSpec(Spec[ProjectorInterface]):
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessorSpec(Spec[ProcessorInterface[Any]]):
-    """How raw media become the tensors that an encoder takes.
+    """One way to convert raw media to the tensors that an encoder accepts.
 
     Args:
         name: short name, for example ``"image"``.
-        target: a :class:`ProcessorInterface`.
-        modality: for example ``"vision"``.
-        media_names: keywords under which a processor accepts such media beside the modality's key, e.g.
+        target: import path of a class that implements :class:`ProcessorInterface`.
+        modality: modality of the media, for example ``"vision"``.
+        media_names: further keywords under which a processor accepts these media, beside the modality key, for example
             ``("images",)``.
-        content_types: the ``type`` of such an item in a chat message, e.g. ``("image",)``.
+        content_types: values of ``type`` that mark such a media item in a chat message, for example ``("image",)``.
     """
 
     interface: ClassVar[type] = ProcessorInterface
@@ -354,10 +363,11 @@ class CallbackSpec(Spec[CallbacksInterface]):
     """One set of callbacks that ``ModalEncoderModule(callbacks="name")`` can name.
 
     Args:
-        name: for example ``"llava"``.
-        target: a :class:`CallbacksInterface`.
-        modality: for example ``"vision"``.
-        processor: name of the :class:`ProcessorSpec` to use in place of the encoder's own; default: the encoder's own.
+        name: short name, for example ``"llava"``.
+        target: import path of a class that implements :class:`CallbacksInterface`.
+        modality: modality of the encoders that the callbacks fit, for example ``"vision"``.
+        processor: name of the :class:`ProcessorSpec` to use in place of the one that the encoder's spec names; default:
+            the one that the encoder's spec names.
     """
 
     interface: ClassVar[type] = CallbacksInterface
@@ -371,13 +381,13 @@ class CheckpointSpec(Spec[CheckpointInterface]):
     """One checkpoint family of another library, for ``MultimodalModel.from_pretrained`` and ``export_pretrained``.
 
     Args:
-        name: the ``model_type`` in that family's ``config.json``, for example ``"llava"``.
-        target: a :class:`CheckpointInterface`, such as a subclass of
+        name: the ``model_type`` in the ``config.json`` of the family, for example ``"llava"``.
+        target: import path of a class that implements :class:`CheckpointInterface`, such as a subclass of
             :class:`~cornstarch_core.interop.CheckpointFamily`.
-        callback: name of the :class:`CallbackSpec` that marks a model to be exported as this family; default: models
-            are not exported as this family.
-        encoder: name of the :class:`EncoderSpec` that the same encoder of the model must have too. It tells families
-            apart that share a callback; default: the callback is enough.
+        callback: name of a :class:`CallbackSpec`. A model with an encoder that uses these callbacks is exported as this
+            family; default: models are not exported as this family.
+        encoder: name of the :class:`EncoderSpec` that must describe the same encoder of the model. Use it if several
+            families have the same ``callback``; default: any encoder.
     """
 
     interface: ClassVar[type] = CheckpointInterface
@@ -386,20 +396,20 @@ class CheckpointSpec(Spec[CheckpointInterface]):
     encoder: str | None = None
 
 
-# --- what is passed to targets, and what they return ------------------------------------------------------------------
+# --- arguments and return values of targets ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderContext:
-    """The encoder that a plugin builds something for.
+    """Description of the encoder for which a plugin builds callbacks or a processor.
 
     Args:
         key: the modality key in ``MultimodalModel.encoders``, for example ``"vision"``.
         config: the encoder's config (``module.config``), or ``None`` if it has none.
         hidden_size: width of the encoder's features.
         text_hidden_size: width of the language model's embeddings.
-        prefix_tokens: tokens before the first patch or frame, such as CLS and registers.
-        layers: dotted path of the encoder's blocks, as its :class:`EncoderSpec` says, or ``None``.
+        prefix_tokens: number of tokens before the first patch or frame, such as CLS and register tokens.
+        layers: dotted path of the encoder's blocks from its :class:`EncoderSpec`, or ``None``.
     """
 
     key: str
@@ -412,27 +422,29 @@ class EncoderContext:
 
 @dataclass(frozen=True, kw_only=True)
 class ModalCallbacks:
-    """The functions or ``nn.Module`` s that run around a modality encoder.
+    """The functions or ``nn.Module`` objects that run around a modality encoder.
 
     Args:
-        preprocess: ``(inputs) -> inputs``, on the device, right before the encoder.
-        postprocess_module: ``(inputs, output) -> output``, between the encoder and the projector.
-        postprocess_projector: ``(inputs, output) -> output``, after the projector.
-        run_module: ``(module, inputs) -> output``, how to run the encoder; default: ``module(**inputs)``.
-        data_dependent_calls: whether ``run_module`` calls the encoder a number of times that depends on the batch. Such
-            an encoder can't be sharded block by block: other ranks would wait for a call that never comes; default: no.
-        num_tokens_before_projector: ``(encoder_inputs, counts) -> list[int]``: the counts after ``postprocess_module``
-            for the counts that the encoder gives; default: unchanged.
-        num_tokens_after_projector: ``(encoder_inputs, counts) -> list[int]``: the counts after
-            ``postprocess_projector`` for the counts that the projector gives; default: unchanged.
-        prepare_on_host: ``(encoder_inputs) -> encoder_inputs``, run by the processor right after the image processor or
-            feature extractor: on the host, once a batch, for all of its items, and before they are counted. It is the
-            place for work that would cost ``preprocess`` a device sync; default: unchanged.
-        dummy_inputs: ``(encoder_inputs) -> encoder_inputs``: completes the smallest inputs that the encoder takes with
-            what the callbacks read; of an encoder that no plugin describes it gets none. Ranks whose batch lacks the
-            modality run on them while others have media; default: unchanged.
-        hidden_size: feature width after ``postprocess_module``; default: the encoder's.
-        input_names: inputs that only the callbacks read, for example ``("image_sizes",)``; the encoder never gets them.
+        preprocess: function ``(inputs) -> inputs`` that runs on the device right before the encoder.
+        postprocess_module: function ``(inputs, output) -> output`` that runs between the encoder and the projector.
+        postprocess_projector: function ``(inputs, output) -> output`` that runs after the projector.
+        run_module: function ``(module, inputs) -> output`` that runs the encoder; default: ``module(**inputs)``.
+        data_dependent_calls: whether ``run_module`` calls the encoder a number of times that depends on the batch. If
+            so, the encoder can't be sharded block by block, since other ranks would wait for calls that this rank does
+            not make; default: ``False``.
+        num_tokens_before_projector: function ``(encoder_inputs, counts) -> list[int]`` that returns the token counts
+            after ``postprocess_module`` for the counts after the encoder; default: the same counts.
+        num_tokens_after_projector: function ``(encoder_inputs, counts) -> list[int]`` that returns the token counts
+            after ``postprocess_projector`` for the counts after the projector; default: the same counts.
+        prepare_on_host: function ``(encoder_inputs) -> encoder_inputs`` that the processor runs right after the image
+            processor or feature extractor. It runs on the host, once for each batch, for all items, before the tokens
+            are counted. Use it for work that would cause a device sync in ``preprocess``; default: unchanged.
+        dummy_inputs: function ``(encoder_inputs) -> encoder_inputs`` that adds the inputs of the callbacks to the
+            encoder's smallest valid inputs. Its argument is empty if no plugin registers the encoder. A rank whose
+            batch lacks the modality runs the encoder on the result, because other ranks run it; default: unchanged.
+        hidden_size: width of the features after ``postprocess_module``; default: the encoder's width.
+        input_names: names of the inputs that only the callbacks read, for example ``("image_sizes",)``. The encoder
+            does not receive these inputs.
 
     Example:
         >>> from cornstarch_core import ModalCallbacks

@@ -1,4 +1,4 @@
-"""The quirks of transformers, PEFT and torch. No other module imports a private name of theirs.
+"""Code for the special cases of transformers, PEFT and torch. No other module imports private names of these libraries.
 
-Versions in comments are those that a quirk was seen on.
+A version number in a comment is the version of the library in which the behaviour was observed.
 """

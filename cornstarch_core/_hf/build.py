@@ -24,16 +24,17 @@ _TRANSFORMERS_CLASS = re.compile(r"transformers\.models(\.[a-z0-9_]+)+:[A-Za-z][
 
 
 def class_path(module: nn.Module) -> str:
-    """``"package.module:Class"`` of a module, looking through a PEFT wrapper."""
+    """Return the import path ``"package.module:Class"`` of a module inside any PEFT wrapper."""
     cls = type(unwrap(module))
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def transformers_class(path: object) -> type[PreTrainedModel] | None:
-    """The model class of transformers that a saved config names, or ``None`` if it names something else.
+    """Return the model class of transformers that a saved config names, or ``None`` if it names something else.
 
-    The path is untrusted: nothing but a model class inside ``transformers.models`` is ever imported. Classes, not the
-    auto classes, because some configs (Emu3's and Mllama's text models, 5.23) are not known to those.
+    The path is untrusted: the function imports only from ``transformers.models``, and returns only model classes. A
+    saved config names a class, because the auto classes do not support some configs (Emu3's and Mllama's text models,
+    5.23).
     """
     if not isinstance(path, str) or not _TRANSFORMERS_CLASS.fullmatch(path):
         return None
@@ -48,15 +49,15 @@ def transformers_class(path: object) -> type[PreTrainedModel] | None:
 
 
 def config_from_dict(config: dict[str, Any], path: object) -> PreTrainedConfig | None:
-    """The config object for a class of transformers, or ``None`` if ``path`` names something else."""
+    """Make the config object for a class of transformers. Return ``None`` if ``path`` names something else."""
     cls = transformers_class(path)
     return cls.config_class.from_dict(config) if cls is not None and cls.config_class is not None else None
 
 
 def constructor_arguments(module: nn.Module) -> dict[str, bool]:
-    """The arguments that made ``module``, beside its config.
+    """Return the constructor arguments of ``module``, without its config.
 
-    Models of transformers (5.23) take only these two that change their weights.
+    Models of transformers (5.23) have only two further constructor arguments that change their weights.
     """
     parameters = inspect.signature(type(unwrap(module)).__init__).parameters
     found = {
@@ -69,7 +70,7 @@ def constructor_arguments(module: nn.Module) -> dict[str, bool]:
 def build_transformers_model(
     path: object, config: PreTrainedConfig | None, arguments: dict[str, Any] | None
 ) -> PreTrainedModel | None:
-    """A model with fresh weights in the default dtype, or ``None`` if ``path`` is not a class of transformers."""
+    """Build a model with fresh weights in the default dtype. Return ``None`` if transformers has no class ``path``."""
     cls = transformers_class(path)
     if cls is None or config is None:
         return None
@@ -79,7 +80,7 @@ def build_transformers_model(
 
 @contextmanager
 def default_dtype(dtype: str | None) -> Iterator[None]:
-    """New parameters have this dtype inside; ``None`` changes nothing."""
+    """Set the dtype of new parameters inside a ``with`` block; ``None`` changes nothing."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype) if dtype else before)
     try:

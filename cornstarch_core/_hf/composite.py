@@ -9,7 +9,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 __all__ = ["Backbone", "CompositeModel"]
 
-# What a model declares for libraries that shard, place or cast it.
+# Attributes that a model declares for libraries that shard, place or cast it.
 _DECLARED = (
     "_no_split_modules",
     "_keep_in_fp32_modules",
@@ -22,7 +22,7 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
     """A ``PreTrainedModel`` that keeps the weights of its parts."""
 
     supports_gradient_checkpointing = True
-    # The parts checked these when they were built.
+    # The parts have checked these settings when they were built.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -32,14 +32,14 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """``False``: for custom code, loading (5.23) doesn't initialise modules without weights.
+        """Return ``False``, because loading (5.23) doesn't initialise modules without weights in custom code.
 
-        Falcon H1, for one, fills non-persistent buffers there, which would stay empty.
+        Some models, such as Falcon H1, fill non-persistent buffers in that initialisation.
         """
         return False
 
     def init_weights(self) -> None:
-        """Gather what the parts declare, and tie weights. No weight is initialised: the parts have theirs."""
+        """Gather the declarations of the parts, and tie weights. The weights of the parts are initialised already."""
         self._gather_declarations()
         self.find_ties()
         self.tie_weights(recompute_mapping=False)
@@ -48,7 +48,7 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
         """Leave plain modules alone; a nested ``PreTrainedModel`` initialises itself."""
 
     def _gather_declarations(self) -> None:
-        """``post_init()`` (5.23) looks at direct children only; the parts are one level deeper, or inside PEFT."""
+        """Gather the declarations of all nested models, since ``post_init()`` (5.23) reads only direct children."""
         for part in self.modules():
             if part is self or not isinstance(part, PreTrainedModel):
                 continue
@@ -58,7 +58,7 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
         self._no_split_modules = {name for name in self._no_split_modules or () if name in present}
 
     def find_ties(self) -> None:
-        """Find the tied weights again, also where PEFT has wrapped the layer that holds them."""
+        """Find the tied weights again, including those in layers that PEFT has wrapped."""
         names = {name for name, _ in self.named_parameters(remove_duplicate=False)}
         names |= {name for name, _ in self.named_buffers(remove_duplicate=False)}
         ties = self.get_expanded_tied_weights_keys(all_submodels=True).items()
@@ -67,7 +67,7 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
         self._tied_weights_keys = dict(self.all_tied_weights_keys)  # what saving (5.23) may leave out
 
     def _move_missing_keys_from_meta_to_device(self, *args: Any, **kwargs: Any) -> None:
-        """Keep non-persistent buffers that have values: loading (5.23) replaces all of them by empty memory."""
+        """Keep non-persistent buffers that have values; loading (5.23) would replace all of them by empty memory."""
         kept = [(name, buffer) for name, buffer in self.named_non_persistent_buffers() if not buffer.is_meta]
         super()._move_missing_keys_from_meta_to_device(*args, **kwargs)
         for name, buffer in kept:
@@ -81,11 +81,12 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
         return Backbone(self)
 
     def forward_without_head(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``forward``, up to the last hidden states."""
+        """Run the model like ``forward``, up to the last hidden states."""
         raise NotImplementedError
 
-    # The embeddings are the language model's. The inherited versions walk into the encoders too: with requires_grad_
-    # on the patches of a frozen vision tower, backward runs through all of it (5.23).
+    # The embeddings of a composed model are those of the language model. The inherited methods also change the
+    # encoders: if the patch embeddings of a frozen vision tower require gradients, backward runs through the whole
+    # tower (5.23).
     def enable_input_require_grads(self) -> None:
         """Make the token embeddings require gradients, and leave the encoders alone."""
         self.language_model.enable_input_require_grads()
@@ -95,7 +96,7 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
         self.language_model.disable_input_require_grads()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The language model's token embeddings."""
+        """Return the language model's token embeddings."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -103,7 +104,7 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
         self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The language model's head."""
+        """Return the language model's head."""
         return self.language_model.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
@@ -111,7 +112,7 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
         self.language_model.set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Resize the language model's vocabulary; takes and returns what its own method does."""
+        """Resize the language model's vocabulary, with the arguments and the return value of its own method."""
         return self.language_model.resize_token_embeddings(*args, **kwargs)
 
     @property
@@ -129,11 +130,11 @@ class CompositeModel(PreTrainedModel, GenerationMixin):
 class Backbone:
     """The ``base_model`` of a composed model: all of it but the language model's head.
 
-    Trainers that compute the loss without the logits of all tokens, such as TRL's, call it with the model's inputs and
-    take ``last_hidden_state``. It is not a module, so that no weight has two names.
+    Trainers that compute the loss without the logits of all tokens, such as TRL's, call this object with the model's
+    inputs and use ``last_hidden_state``. This class is not an ``nn.Module``, so that no weight has two names.
     """
 
-    _tp_plan = _pp_plan = None  # ``PreTrainedModel`` (5.23) asks for these
+    _tp_plan = _pp_plan = None  # ``PreTrainedModel`` (5.23) reads these attributes
 
     def __init__(self, model: CompositeModel) -> None:
         self._model = model
@@ -144,7 +145,7 @@ class Backbone:
 
 
 def _inside_adapter(name: str, names: set[str]) -> str | None:
-    """``name``, or the name that PEFT (0.21) gave to that weight, if it is among ``names``."""
+    """Return ``name``, or the name that PEFT (0.21) gave to that weight; ``None`` if neither is in ``names``."""
     layer, _, leaf = name.rpartition(".")
     candidates = (name, f"{layer}.base_layer.{leaf}", f"{layer}.original_module.{leaf}")
     return next((candidate for candidate in candidates if candidate in names), None)

@@ -1,4 +1,4 @@
-"""What ``generate`` of transformers does for token ids, but not for embeddings."""
+"""Steps that ``generate`` of transformers performs for token ids, but not for embeddings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["check_generates_from_embeds", "mask_of", "warn_of_right_padding"]
 
 
 def check_generates_from_embeds(config: GenerationConfig, kwargs: Mapping[str, object]) -> None:
-    """Raise ``ValueError`` for ways of generating that ignore the embeddings, and so the media (5.23)."""
+    """Raise ``ValueError`` for generation methods that ignore the embeddings, and therefore the media (5.23)."""
     configs = (config, kwargs.get("generation_config"))
     for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
         if any(value for value in (kwargs.get(name), *(getattr(one, name, None) for one in configs))):
@@ -26,7 +26,10 @@ def check_generates_from_embeds(config: GenerationConfig, kwargs: Mapping[str, o
 
 
 def mask_of(input_ids: torch.Tensor, config: GenerationConfig, kwargs: Mapping[str, object]) -> torch.Tensor:
-    """The attention mask that ``generate`` infers from ids: padding is masked, unless its id may also end a text."""
+    """Return the attention mask that ``generate`` infers from token ids.
+
+    The mask excludes padding tokens, unless the id of the padding token is also the id of an end token.
+    """
     configs = (kwargs.get("generation_config"), config)
     given = SimpleNamespace(pad_token_id=kwargs.get("pad_token_id"), eos_token_id=kwargs.get("eos_token_id"))
     found = {name: [token_ids_of(one, name) for one in (given, *configs)] for name in ("pad", "eos")}
@@ -37,7 +40,10 @@ def mask_of(input_ids: torch.Tensor, config: GenerationConfig, kwargs: Mapping[s
 
 
 def warn_of_right_padding(attention_mask: torch.Tensor) -> None:
-    """Warn as ``generate`` does for ids. For embeddings (5.23) it doesn't warn, and the text goes wrong."""
+    """Warn of padding on the right, which makes the generated text wrong.
+
+    ``generate`` (5.23) gives this warning for token ids, but not for embeddings.
+    """
     if attention_mask.dim() == 2 and len(attention_mask) > 1 and bool((attention_mask[:, -1] == 0).any()):
         row = int((attention_mask[:, -1] == 0).nonzero()[0])
         logging.get_logger(__name__).warning(

@@ -1,4 +1,4 @@
-"""Arguments of ``from_pretrained`` that say where to load from."""
+"""The arguments of ``from_pretrained`` that select the files to load."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision"
 
 
 def hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``kwargs`` that say where to load from."""
+    """Return the entries of ``kwargs`` that select the files to load."""
     return {name: kwargs[name] for name in _HUB if name in kwargs}

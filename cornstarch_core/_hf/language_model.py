@@ -1,4 +1,4 @@
-"""What causal language models of transformers have in common, and where they differ."""
+"""Access the causal language models of transformers in a uniform way."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
     "without_head",
 ]
 
-# These are in no signature (5.23): the wrappers around forward take them, or the loss does.
+# These names are in no signature (5.23): the wrappers around forward, or the loss function, accept them.
 _ALWAYS_ACCEPTED = {"cache_position", "ignore_index", "return_dict", "shift_labels", "token_type_ids", "use_cache"}
 
 
@@ -36,11 +36,11 @@ class LanguageModel(Protocol):
     generation_config: GenerationConfig
 
     def get_input_embeddings(self) -> Any:
-        """The embedding table."""
+        """Return the embedding table."""
 
 
 def check_language_model(language_model: object) -> None:
-    """Raise ``CompositionError`` unless this is a causal language model of transformers, wrapped by PEFT or not."""
+    """Raise ``CompositionError`` unless the object is a causal language model of transformers, with or without PEFT."""
     model = unwrap(language_model)
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
@@ -57,7 +57,7 @@ def check_language_model(language_model: object) -> None:
 
 
 def embedding_width(language_model: LanguageModel) -> int:
-    """Width of the input embeddings. OPT, for one, has embeddings narrower than its ``hidden_size``."""
+    """Return the width of the input embeddings, which some models, such as OPT, have narrower than ``hidden_size``."""
     try:
         return int(language_model.get_input_embeddings().weight.shape[-1])
     except (AttributeError, NotImplementedError) as error:
@@ -68,9 +68,9 @@ def embedding_width(language_model: LanguageModel) -> int:
 
 
 def ids_in_table(language_model: LanguageModel, input_ids: torch.Tensor, token_ids: Collection[int]) -> torch.Tensor:
-    """``input_ids``, with a token of the vocabulary in place of those ``token_ids`` that lie outside the table.
+    """Return ``input_ids`` in which a token of the vocabulary replaces all ``token_ids`` outside the embedding table.
 
-    An id below zero lies outside too, such as the -200 of the first LLaVA.
+    Negative ids are outside the table, too, such as the id -200 of the first LLaVA.
     """
     table = language_model.get_input_embeddings()
     vocabulary = int(getattr(table, "num_embeddings", table.weight.shape[0]))
@@ -81,7 +81,7 @@ def ids_in_table(language_model: LanguageModel, input_ids: torch.Tensor, token_i
 
 
 def _neutral_token(language_model: LanguageModel) -> int:
-    """A token that penalties and the like ignore: BOS if there is one, never EOS."""
+    """Return a token with little effect on penalties: BOS if there is one, and never padding or EOS."""
     configs = (unwrap(language_model).config, getattr(language_model, "generation_config", None))
     ending = {one for config in configs for name in ("pad", "eos") for one in token_ids_of(config, name)}
     beginning = [one for config in configs for one in token_ids_of(config, "bos")]
@@ -89,14 +89,14 @@ def _neutral_token(language_model: LanguageModel) -> int:
 
 
 def token_ids_of(config: object, name: str) -> list[int]:
-    """The ids of a special token, for example ``"eos"``: none, one or several."""
+    """Return the list of ids of a special token, for example ``"eos"``. The list may have no, one or several ids."""
     found = getattr(config, f"{name}_token_id", None)
     return [] if found is None else list(found) if isinstance(found, (list, tuple)) else [found]
 
 
 @cache
 def accepted_names(forward: Callable[..., Any]) -> frozenset[str]:
-    """Keyword arguments that a language model takes, by the ``forward`` of its class."""
+    """Return the names of the keyword arguments that a language model accepts, from the ``forward`` of its class."""
     parameters = inspect.signature(forward).parameters.values()
     names = {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)} - {"self"}
     further = TransformersKwargs.__annotations__ if any(one.kind is one.VAR_KEYWORD for one in parameters) else ()
@@ -104,10 +104,11 @@ def accepted_names(forward: Callable[..., Any]) -> frozenset[str]:
 
 
 def without_head(language_model: nn.Module) -> nn.Module:
-    """The language model without its head, with the adapters in it.
+    """Return the language model without its head, including its adapters.
 
     Raises:
-        CompositionError: it can't run without its head, or has prompt-learning adapters, which run around the whole.
+        CompositionError: the language model can't run without its head, or has prompt-learning adapters, which run
+            around the whole model.
     """
     model = unwrap(language_model)
     problem = f"{type(model).__name__} can't run without its head" if model.base_model is model else ""

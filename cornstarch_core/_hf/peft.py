@@ -1,4 +1,4 @@
-"""PEFT wrappers. This module does not import PEFT: as long as nobody has, no module is wrapped by it."""
+"""Handle PEFT wrappers. This module does not import PEFT, because no module is wrapped until the user imports PEFT."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ def is_peft(module: object) -> TypeGuard[PeftModel]:
 
 
 def unwrap(module: object) -> Any:
-    """The model inside a ``PeftModel``. Its signature is the real one; the wrapper's is ``(*args, **kwargs)``."""
+    """Return the model inside a ``PeftModel``, or ``module`` itself if it is not wrapped.
+
+    The ``forward`` of the wrapper has the signature ``(*args, **kwargs)``, which does not name the model's arguments.
+    """
     peft = sys.modules.get("peft")
     return module.get_base_model() if peft is not None and isinstance(module, peft.PeftModel) else module

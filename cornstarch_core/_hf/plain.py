@@ -1,4 +1,4 @@
-"""Settings of adapters, image processors and feature extractors as plain data."""
+"""Convert settings of adapters, image processors and feature extractors to plain data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["plain"]
 
 
 def plain(value: object) -> Any:
-    """What JSON has for ``value``: enums become their values, arrays, tuples and sets become lists, sets are sorted."""
+    """Convert ``value`` to JSON types: enums to their values, arrays and tuples to lists, sets to sorted lists."""
     if isinstance(value, Mapping):
         return {plain(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (set, frozenset)):

@@ -1,4 +1,4 @@
-"""Private names of torch, each guarded: torch renames them between releases (seen on 2.13)."""
+"""Access private names of torch (2.13), with a fallback for each, since torch may rename them in any release."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _is_functional: Callable[[torch.Tensor], bool] = getattr(torch, "_is_functional_
 
 
 def is_readable(tensor: torch.Tensor) -> bool:
-    """Whether reading values costs nothing: they are on the host, and no transform or mode only traces."""
+    """Whether values can be read without cost: they are on the host, and no transform or mode traces the tensor."""
     return (
         tensor.device.type == "cpu"
         and type(tensor) is torch.Tensor
@@ -32,7 +32,7 @@ def is_readable(tensor: torch.Tensor) -> bool:
 
 
 def default_store() -> distributed.Store | None:
-    """The store through which the ranks of the default process group met; ``None`` where there is none, as with MPI."""
+    """Return the store of the default process group, or ``None`` if there is no store, for example with MPI."""
     try:
         from torch.distributed.distributed_c10d import _get_default_store
     except ImportError:

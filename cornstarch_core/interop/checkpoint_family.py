@@ -1,14 +1,15 @@
 """Checkpoint families: how to read and write the checkpoints of the multimodal classes of transformers.
 
-Many of those classes have one structure: a tower and a decoder, a projector between them, and a head. This module knows
-that structure. A plugin adds a subclass of :class:`CheckpointFamily` that says how its classes name the parts, and what
-is special about them.
+Many of these classes have the same structure: a tower and a decoder, a projector between them, and a head. This module
+implements this structure. For each family, a plugin adds a subclass of :class:`CheckpointFamily` that names the parts
+and overrides the methods whose defaults don't fit.
 
-Reading: the family's class loads itself, and its modules become the parts of a composition. Writing: the family's class
-is built without memory, and given the weights of a composition. Either way no weight is copied, except for a tied head
-if the class never ties, and the logits stay equal to the bit. A model whose logits would differ is refused.
+To read a checkpoint, the family's class loads the checkpoint, and its modules become the parts of a composed model. To
+write a checkpoint, the family's class is built on the meta device, and receives the weights of a composed model. Both
+directions copy no weight, except for a tied head if the family's class never ties its head. The logits are bitwise
+equal. A model whose logits would differ is refused.
 
-Knows no modality and no particular family.
+This module contains no code for a particular modality or family.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ __all__ = ["CheckpointFamily", "adopt_layers", "callback_options", "encoder_desc
 class CheckpointFamily(CheckpointInterface):
     """A family of checkpoints: one tower, a projector and a decoder in ``model``, and ``lm_head`` beside it.
 
-    A subclass sets the class variables and overrides what is special about its family: :meth:`projector` and
-    :meth:`projection` always, the other methods if needed. It is the target of a
+    A subclass sets the class variables. It overrides :meth:`projector` and :meth:`projection`, and other methods if the
+    family differs from their defaults. The subclass is the target of a
     :class:`~cornstarch_core.specs.CheckpointSpec`. ``LlavaFamily`` in cornstarch-vision is an example.
 
     The family's model holds the projector as ``model.multi_modal_projector`` and the decoder as
@@ -50,11 +51,11 @@ class CheckpointFamily(CheckpointInterface):
     """
 
     config_class: ClassVar[type[PreTrainedConfig]]
-    """The family's config."""
+    """Class of the family's config."""
     model_class: ClassVar[Any]
-    """The family's model, with its head."""
+    """Class of the family's model with its head."""
     processor_class: ClassVar[type[ProcessorMixin]]
-    """The family's processor."""
+    """Class of the family's processor."""
     callback: ClassVar[str]
     """Qualified name of the callback of an imported model, for example ``"cornstarch-vision/llava"``."""
     key: ClassVar[str]
@@ -62,53 +63,60 @@ class CheckpointFamily(CheckpointInterface):
     tower: ClassVar[str]
     """Name of the encoder in ``model``, for example ``"vision_tower"``."""
     tower_config: ClassVar[str]
-    """The config's argument for the config of the tower, for example ``"vision_config"``."""
+    """Constructor argument of the family's config for the tower's config, for example ``"vision_config"``."""
     token_id: ClassVar[str]
-    """Attribute of the config that holds the placeholder's id, for example ``"image_token_id"``."""
+    """Attribute of the family's config that holds the placeholder's id, for example ``"image_token_id"``."""
     token_id_argument: ClassVar[str]
-    """The config's argument for it, for example ``"image_token_index"``."""
+    """Constructor argument of the family's config for the placeholder's id, for example ``"image_token_index"``."""
     token: ClassVar[str]
-    """Attribute of the processor that holds the placeholder, and its argument, for example ``"image_token"``."""
+    """Attribute and constructor argument of the family's processor for the placeholder, such as ``"image_token"``."""
     media_processor: ClassVar[str]
-    """Attribute of the processor that prepares the media, and its argument, for example ``"image_processor"``."""
+    """Attribute and constructor argument of the family's processor for the part that prepares the media, for example
+    ``"image_processor"``."""
     own_weights: ClassVar[Mapping[str, str]] = {}
-    """Parameters beside the parts: the name in the family's ``model``, and the one in a ``ModalEncoderModule``."""
+    """Parameters outside the tower, projector and decoder. Each key is a parameter's name in the family's ``model``;
+    its value is the parameter's name in a ``ModalEncoderModule``."""
 
-    # --- what a subclass says of its family ---------------------------------------------------------------------------
+    # --- methods for subclasses to override ---------------------------------------------------------------------------
 
     def options(self, config: PreTrainedConfig) -> dict[str, Any]:
-        """The callback's options for a config of the family; default: none."""
+        """Return the options of the callbacks for a config of the family; default: no options."""
         return {}
 
     def settings(self, encoder: ModalEncoderModule, options: dict[str, Any]) -> dict[str, Any]:
-        """Entries of the family's config for the callback's options, all of which are given; default: none.
+        """Return the entries of the family's config for the options of the callbacks; default: no entries.
+
+        ``options`` contains all options, including those that have their default.
 
         Raises:
-            CheckpointError: the family's class can't do what an option says; see :meth:`refusal`.
+            CheckpointError: the family's class doesn't support the value of an option; see :meth:`refusal`.
         """
         return {}
 
     def projector(self, theirs: PreTrainedModel) -> MultimodalProjector:
-        """A projector that holds the layers of the family's own projector; see :func:`adopt_layers`."""
+        """Return a projector that holds the layers of the family's own projector; see :func:`adopt_layers`."""
         raise NotImplementedError(f"{type(self).__name__}.projector")
 
     def projection(self, encoder: ModalEncoderModule) -> nn.Module:
-        """The module whose state dict, names included, is that of the family's ``multi_modal_projector``.
+        """Return a module whose state dict has the names and shapes of the family's ``multi_modal_projector``.
 
         Raises:
-            CheckpointError: the encoder's projector is of another kind; see :meth:`refusal`.
+            CheckpointError: the encoder's projector has another structure; see :meth:`refusal`.
         """
         raise NotImplementedError(f"{type(self).__name__}.projection")
 
     def projector_settings(self, encoder: ModalEncoderModule) -> dict[str, Any]:
-        """Entries of the family's config for a projector that :meth:`projection` takes; default: none."""
+        """Return the entries of the family's config for the encoder's projector; default: no entries.
+
+        The projector is one that :meth:`projection` accepts.
+        """
         return {}
 
     def check_media_processor(self, encoder: ModalEncoderModule, media_processor: object) -> None:
         """Refuse an image processor or feature extractor that the family's processor or model can't use.
 
         Raises:
-            CheckpointError: says why.
+            CheckpointError: the family can't use it. The message says why.
         """
         if not SavedProcessor.of(media_processor).is_transformers:
             raise self.refusal(
@@ -117,10 +125,10 @@ class CheckpointFamily(CheckpointInterface):
             )
 
     def processor_arguments(self, encoder: ModalEncoderModule, processor: MultimodalProcessor) -> dict[str, Any]:
-        """The arguments of the family's processor.
+        """Return the constructor arguments of the family's processor.
 
         Raises:
-            CheckpointError: there is no such processor; see :meth:`refusal`.
+            CheckpointError: the family can't represent the processor; see :meth:`refusal`.
         """
         return {
             self.media_processor: processor.processors[encoder.key],
@@ -130,7 +138,7 @@ class CheckpointFamily(CheckpointInterface):
         }
 
     def refusal(self, reason: str) -> CheckpointError:
-        """The error to raise for a model that can't be exported."""
+        """Return the error to raise for a model that can't be exported for this reason."""
         return CheckpointError(f"{self.model_class.__name__} can't hold this model: {reason}")
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -140,10 +148,10 @@ class CheckpointFamily(CheckpointInterface):
 
         Args:
             folder: folder or hub name.
-            **kwargs: as in ``PreTrainedModel.from_pretrained``, for example ``dtype="bfloat16"``.
+            **kwargs: arguments passed to ``PreTrainedModel.from_pretrained``, for example ``dtype="bfloat16"``.
 
         Returns:
-            The model; with ``output_loading_info=True`` also what ``transformers`` says about the loading.
+            The model. With ``output_loading_info=True``, a pair of the model and the loading info of transformers.
 
         Raises:
             CheckpointError: weights are missing, or a composed model would not give the same logits.
@@ -156,14 +164,15 @@ class CheckpointFamily(CheckpointInterface):
         return (model, info) if want_info else model
 
     def load_processor(self, folder: FolderName, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint's processor: arguments of ``MultimodalProcessor``. No weights are read.
+        """Read a checkpoint's processor as arguments of ``MultimodalProcessor``, without reading weights.
 
         Args:
             folder: folder or hub name.
-            **kwargs: as in ``ProcessorMixin.from_pretrained``.
+            **kwargs: arguments passed to ``ProcessorMixin.from_pretrained``.
 
         Raises:
-            CheckpointError: there is none, or its placeholder is not the model's.
+            CheckpointError: the checkpoint has no processor that can be read, or the processor's placeholder has
+                another id than the model's.
         """
         with torch.device("meta"):
             model = self._compose(folder, self.model_class(self.config_class.from_dict(read_config(folder, kwargs))))
@@ -207,12 +216,12 @@ class CheckpointFamily(CheckpointInterface):
     def export(
         self, model: MultimodalModel, processor: MultimodalProcessor | None
     ) -> tuple[PreTrainedModel, ProcessorMixin | None]:
-        """Make the family's model, which shares the weights of ``model``, and its processor.
+        """Make the family's model, which shares the weights of ``model``, and the family's processor.
 
-        The family's model is for saving only: it may not run.
+        The family's model is only for saving; its ``forward`` may not work.
 
         Raises:
-            CheckpointError: the family's class can't hold the model; says why and what to do.
+            CheckpointError: the family's class can't represent the model. The message says why and what to do.
         """
         encoder, *others = model.encoders.values()
         if others:
@@ -244,14 +253,14 @@ class CheckpointFamily(CheckpointInterface):
         theirs.load_state_dict(weights, assign=True)
         theirs.tie_weights()
         if tied and theirs.lm_head.weight is not theirs.model.language_model.get_input_embeddings().weight:
-            # Voxtral's class, for one, never ties (5.23), and one tensor under two names is not saved.
+            # Some classes never tie, such as Voxtral's (5.23). They can't save one tensor under two names.
             theirs.lm_head.weight = nn.Parameter(theirs.lm_head.weight.detach().clone())
             theirs.config.tie_word_embeddings = theirs.config.text_config.tie_word_embeddings = False
         theirs.generation_config = model.language_model.generation_config
         return theirs
 
     def _build_empty(self, settings: dict[str, Any], parts: dict[str, Any], weights: dict[str, Any]) -> Any:
-        """The family's model on the meta device; refused if ``parts`` and ``weights`` are not those of its class."""
+        """Build the family's model on the meta device. Refuse ``parts`` and ``weights`` that do not match its class."""
         try:
             with torch.device("meta"):
                 theirs = self.model_class(self.config_class(**settings))
@@ -275,7 +284,7 @@ class CheckpointFamily(CheckpointInterface):
         self.check_media_processor(encoder, processor.processors[encoder.key])
         theirs = self.processor_class(**self.processor_arguments(encoder, processor))
         token = getattr(theirs, self.token)
-        if token != processor.tokens[encoder.key]:  # the family's processor takes the tokenizer's, if it names one
+        if token != processor.tokens[encoder.key]:  # the family's processor prefers the tokenizer's placeholder
             raise self.refusal(
                 f"the tokenizer names {token!r} as the {_words(self.token)}; make the processor with "
                 f"tokens={{{encoder.key!r}: {token!r}}}."
@@ -290,13 +299,14 @@ def adopt_layers(config: MultimodalProjectorConfig, projection: nn.Module) -> Mu
     """Make a projector that holds the layers of another class's projector, so that no weight is copied.
 
     Args:
-        config: what the projector should be, for example of type ``"mlp"``.
-        projection: the module whose layers to take: one layer, or a module with layers that are named as those of the
+        config: config of the projector to make, for example of type ``"mlp"``.
+        projection: module whose layers to use: one layer, or a module whose layers have the same names as those of the
             config's type.
 
     Returns:
-        A projector of the config's type, which saves and loads like any other. If the weights don't fit that type (no
-        bias, another width inside): a custom projector around ``projection``.
+        A projector of the config's type, which saves and loads like any other projector. If the weights don't match
+        that type, for example because of a missing bias or another inner width, a custom projector around
+        ``projection``.
 
     Example:
         >>> from torch import nn
@@ -323,11 +333,11 @@ def adopt_layers(config: MultimodalProjectorConfig, projection: nn.Module) -> Mu
 
 
 def is_activation(name: str, activation: object) -> bool:
-    """Whether a function is the activation of that name: it gives the same values.
+    """Whether a function computes the same values as the activation of that name.
 
     Args:
-        name: from ``transformers.activations.ACT2FN``.
-        activation: function or module.
+        name: name of an activation in ``transformers.activations.ACT2FN``.
+        activation: function or module to compare.
 
     Example:
         >>> from torch import nn
@@ -339,13 +349,15 @@ def is_activation(name: str, activation: object) -> bool:
 
 
 def encoder_description(encoder: ModalEncoderModule) -> Registration[EncoderSpec]:
-    """The :class:`~cornstarch_core.specs.EncoderSpec` of an encoder of transformers, and its plugin.
+    """Return the registration of an encoder of transformers, with its plugin and its spec.
+
+    The spec is an :class:`~cornstarch_core.specs.EncoderSpec`.
 
     Args:
-        encoder: one of a composed model.
+        encoder: an encoder of a composed model.
 
     Raises:
-        CheckpointError: no plugin describes it, or it is no encoder of transformers.
+        CheckpointError: no plugin describes the encoder, or its class is not one of transformers.
     """
     if encoder.registration is None or not isinstance(encoder.module.config, PreTrainedConfig):
         raise CheckpointError(
@@ -356,12 +368,14 @@ def encoder_description(encoder: ModalEncoderModule) -> Registration[EncoderSpec
 
 
 def callback_options(encoder: ModalEncoderModule) -> dict[str, Any]:
-    """All options of the encoder's registered callback, defaults included, and ``context``, which is ``None``.
+    """Return all options of the encoder's registered callbacks, including those that have their default.
+
+    The dictionary also contains ``context``, which is ``None``.
 
     Args:
-        encoder: one whose callback a plugin registers.
+        encoder: an encoder whose callbacks a plugin registers.
     """
-    assert encoder.callback_registration is not None  # by it the family was found
+    assert encoder.callback_registration is not None  # the family was found by it
     build = encoder.callback_registration.load().build
     bound = inspect.signature(build).bind(None, **encoder.callback_options)
     bound.apply_defaults()
@@ -369,5 +383,5 @@ def callback_options(encoder: ModalEncoderModule) -> dict[str, Any]:
 
 
 def _words(name: str) -> str:
-    """A name in code as it reads in a sentence."""
+    """Convert a name in code to words for a sentence."""
     return name.replace("_", " ")

@@ -1,7 +1,7 @@
-"""Language models as the multimodal classes of transformers hold them: a decoder, and a head on its output.
+"""Convert language models from and to a decoder and a head, as the multimodal classes of transformers hold them.
 
-Knows no modality and no checkpoint family. Those classes leave out what else a language model does, such as scaling or
-capping its logits; their logits would then differ.
+These classes apply only the head to the output of the decoder. A language model that also scales or caps its logits
+would have other logits there. This module contains no code for a particular modality or checkpoint family.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["check_run", "copied_config", "decoder_and_head", "language_model", "
 
 
 def language_model(where: str, theirs: PreTrainedModel) -> PreTrainedModel:
-    """The causal language model that holds the decoder and the head of another class, not copies of them.
+    """Make a causal language model that holds the decoder and the head of another class, without copying them.
 
     Args:
-        where: the checkpoint, for messages.
+        where: name of the checkpoint in error messages.
         theirs: a model with ``model.language_model`` and ``lm_head``.
 
     Raises:
-        CheckpointError: transformers has no causal language model that consists of these two.
+        CheckpointError: transformers has no causal language model that consists of this decoder and this head.
     """
     decoder, head = theirs.model.language_model, theirs.lm_head
     config = decoder.config
@@ -48,10 +48,10 @@ def language_model(where: str, theirs: PreTrainedModel) -> PreTrainedModel:
 
 
 def decoder_and_head(where: str, model: PreTrainedModel) -> tuple[Any, Any]:
-    """The two parts of a causal language model.
+    """Return the decoder and the head of a causal language model.
 
     Raises:
-        CheckpointError: it has others, or not both.
+        CheckpointError: the model lacks one of them, or has weights outside both.
     """
     decoder = getattr(model, "base_model", model)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -63,12 +63,14 @@ def decoder_and_head(where: str, model: PreTrainedModel) -> tuple[Any, Any]:
 
 
 def check_run(where: str, model: PreTrainedModel) -> tuple[Any, Any]:
-    """Run two tokens, to see that the logits are the output of the head for the output of the decoder; returns the two.
+    """Check that the logits are the head applied to the decoder's output, and return the decoder and the head.
+
+    The check runs the model on two tokens.
 
     Raises:
-        CheckpointError: they are not.
+        CheckpointError: the model does more than to apply the head, or can't be run from embeddings.
     """
-    seen: dict[str, torch.Tensor] = {}  # stays empty if the two are not called as modules
+    seen: dict[str, torch.Tensor] = {}  # stays empty if the model does not call the decoder and the head as modules
     decoder, head = decoder_and_head(where, model)
     hooks = [
         decoder.register_forward_hook(lambda _module, _inputs, output: seen.update(hidden=output[0])),
@@ -91,7 +93,7 @@ def check_run(where: str, model: PreTrainedModel) -> tuple[Any, Any]:
 
 
 def copied_config(module: PreTrainedModel) -> Any:
-    """A copy of a part's config, without the path of this machine that it was loaded from."""
+    """Copy a part's config, without the path that the part was loaded from."""
     copied = copy.deepcopy(module.config)
     copied._name_or_path = ""
     return copied
@@ -100,16 +102,17 @@ def copied_config(module: PreTrainedModel) -> Any:
 def with_rows(
     weights: dict[str, torch.Tensor], rows: int, decoder: PreTrainedModel, head: nn.Linear
 ) -> dict[str, torch.Tensor]:
-    """``weights`` with at least ``rows`` rows in the embeddings and in the head.
+    """Return ``weights`` with at least ``rows`` rows in the embeddings and in the head.
 
-    Each new row is the mean of the old ones. In the head it gives the mean logit, which never wins. In the embeddings
-    it equals no other token's row, also if a padding token's row is zero.
+    Each new row is the mean of the old rows. In the head, the new row gives the mean of the old logits, which is never
+    the highest logit. In the embeddings, the new row differs from every token's row, even if the row of a padding token
+    is zero.
 
     Args:
-        weights: by the names that they have in the other class.
-        rows: at least so many.
-        decoder: has the embeddings.
-        head: has weights of its own, or those of the embeddings.
+        weights: dictionary of tensors by their names in the other class.
+        rows: minimal number of rows.
+        decoder: the decoder, which has the embeddings.
+        head: the head, whose weights are its own or those of the embeddings.
     """
     table = _table(decoder)
     name = next(name for name, parameter in decoder.named_parameters() if parameter is table)

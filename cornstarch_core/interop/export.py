@@ -1,6 +1,6 @@
 """Write composed models as checkpoints of other families: choose the family, check the dtypes, write the folder.
 
-Knows no family; plugins register them.
+This module contains no code for a particular family; plugins register the families.
 """
 
 from __future__ import annotations
@@ -34,23 +34,26 @@ def export_pretrained(
     *,
     max_shard_size: int | str = "50GB",
 ) -> None:
-    """Write a model as a checkpoint of another family, which every library that reads that family can load.
+    """Write a model as a checkpoint of another family, which every library that reads this family can load.
 
-    The callback in use decides which family: ``"llava"`` makes a ``LlavaForConditionalGeneration``. Among families that
-    share a callback, the encoder decides. Weights are shared on the way, not copied; a crash leaves the old folder or
-    the new one. A placeholder id outside the embedding table, which no other class takes, gets a row in it: the
-    exported embeddings and head grow up to that id. Each new row is the mean of the old ones, so that a new token is
-    never the likeliest. The logits of the old tokens stay the same, except for the rounding of a larger matrix product.
+    The callbacks of the model's encoder determine the family: ``"llava"`` makes a ``LlavaForConditionalGeneration``. If
+    several families name the same callbacks, the class of the encoder determines the family. The export shares the
+    weights with the model and does not copy them. A crash leaves the old folder or the new one.
+
+    Classes of other families do not accept a placeholder id outside the embedding table. Therefore the exported
+    embeddings and head get more rows, up to the placeholder id. Each new row is the mean of the old rows, so that a new
+    token never has the highest logit. The logits of the old tokens stay the same, except for the rounding of a larger
+    matrix product.
 
     Args:
-        model: what to export; it stays as it is.
-        folder: folder to make or replace. Other files in it stay.
-        processor: the model's processor, to be exported, too.
-        max_shard_size: weights are written in files of at most this size.
+        model: model to export; it does not change.
+        folder: folder to create or replace. Other files in it stay.
+        processor: processor of the model, to export with it; default: only the model is exported.
+        max_shard_size: maximal size of a weight file.
 
     Raises:
-        CheckpointError: that family can't hold this model; says why and what to do.
-        TypeError: ``processor`` is of another kind.
+        CheckpointError: the family can't represent the model. The message says why and what to do.
+        TypeError: ``processor`` is not a :class:`~cornstarch_core.MultimodalProcessor`.
 
     Example:
         ::
@@ -88,7 +91,7 @@ def _check_processor(model: MultimodalModel, processor: object) -> None:
 
 
 def _find_family(model: MultimodalModel) -> Registration[CheckpointSpec]:
-    """The one family whose callback, and whose encoder if it names one, one of the model's encoders has."""
+    """Return the one family that names the callbacks, and possibly the registered encoder, of one of the encoders."""
     registrations = (registry().lookup("checkpoints", name) for name in registry().names("checkpoints"))
     families = {family: _marks_of(family) for family in registrations if family.spec.callback}
     has = {key: _marks(one.callback_registration, one.registration) for key, one in model.encoders.items()}
@@ -110,20 +113,23 @@ def _find_family(model: MultimodalModel) -> Registration[CheckpointSpec]:
 
 
 def _marks_of(family: Registration[CheckpointSpec]) -> str:
-    """The marks of a family; its own plugin's callback and encoder come before others of that name."""
+    """Return the marks of a family. The callbacks and encoders of the family's own plugin take precedence."""
     lookup = partial(registry().lookup, prefer=family.plugin)
     callback, encoder = family.spec.callback, family.spec.encoder
     return _marks(lookup("callbacks", str(callback)), lookup("encoders", encoder) if encoder is not None else None)
 
 
 def _marks(callback: Registration[Any] | None, encoder: Registration[Any] | None) -> str:
-    """What decides the family, by qualified names."""
+    """Return the marks that determine the family: the qualified names of the callbacks and the encoder."""
     said = "no callback" if callback is None else f"the callback {callback.qualified_name!r}"
     return said if encoder is None else f"{said} with the encoder {encoder.qualified_name!r}"
 
 
 def _check_dtypes(model: nn.Module, theirs: PreTrainedModel) -> None:
-    """Other classes load every weight in the one dtype of their config, except for those they keep in float32."""
+    """Refuse a model with several dtypes.
+
+    Classes of other families load every weight in the dtype of their config, except weights that they keep in float32.
+    """
     kept = set(theirs._keep_in_fp32_modules_strict or ())  # names of modules, such as Voxtral's embed_positions
     found = {
         parameter.dtype: name
@@ -136,7 +142,7 @@ def _check_dtypes(model: nn.Module, theirs: PreTrainedModel) -> None:
 
 
 def _check_written(theirs: PreTrainedModel, folder: Path) -> None:
-    """Nothing may be lost. Saving may rename tensors and split them, but their total size stays."""
+    """Check that no value was lost: saving may rename and split tensors, but does not change their total size."""
     total = sum({tensor.data_ptr(): tensor.numel() for tensor in theirs.state_dict().values()}.values())
     written = sum(math.prod(shape) for shape in tensors.shapes_in(folder).values())
     if written != total:

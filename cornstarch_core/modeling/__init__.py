@@ -1,1 +1,1 @@
-"""The parts of a composed model, and how one forward pass runs them."""
+"""The parts of a composed model, and the code that runs them in a forward pass."""

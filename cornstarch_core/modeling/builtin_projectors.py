@@ -1,6 +1,7 @@
-"""The projector types that the core brings. To add one, write its class here and its spec into the list below.
+"""The projector types of the core. To add a type, write its class here and add its spec to the list below.
 
-Plugins register theirs in the same way. Must not import torch at the top: activating plugins imports this module.
+Plugins register their projector types in the same way. This module must not import torch at the top, because activating
+plugins imports this module.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Linear(ProjectorInterface):
     """One linear layer."""
 
     def build(self, config: PreTrainedConfig) -> nn.Module:
-        """``(..., in_features)`` to ``(..., out_features)``."""
+        """Make the layer, which maps ``(..., in_features)`` to ``(..., out_features)``."""
         from torch import nn
 
         return nn.Linear(config.in_features, config.out_features)
@@ -32,7 +33,7 @@ class MLP(ProjectorInterface):
     """Two linear layers with an activation between them, as in LLaVA-1.5 (https://arxiv.org/abs/2310.03744)."""
 
     def build(self, config: PreTrainedConfig) -> nn.Module:
-        """``(..., in_features)`` to ``(..., out_features)``.
+        """Make the module, which maps ``(..., in_features)`` to ``(..., out_features)``.
 
         Raises:
             CompositionError: the activation is unknown.
@@ -63,5 +64,5 @@ BUILT_IN = [
 
 @hookimpl
 def cornstarch_register_projectors() -> list[ProjectorSpec]:
-    """``"linear"`` and ``"mlp"``."""
+    """Register ``"linear"`` and ``"mlp"``."""
     return list(BUILT_IN)

@@ -1,4 +1,4 @@
-"""The tree of a composed model, without how it runs: what saving, loading and training look at."""
+"""The module tree of a composed model, without ``forward``. The code for saving, loading and training uses it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["Composition"]
 
 
 class Composition(CompositeModel):
-    """A language model, and an encoder for each modality: ``language_model`` and ``<key>_encoder``."""
+    """A language model ``language_model``, and one encoder ``<key>_encoder`` for each modality key."""
 
     config_class = MultimodalConfig
     config: MultimodalConfig
-    language_model: Any  # a causal one of transformers, wrapped by PEFT or not
+    language_model: Any  # a causal language model of transformers, wrapped by PEFT or not
 
     @property
     def encoders(self) -> dict[str, ModalEncoderModule]:

@@ -1,8 +1,8 @@
-"""What differs between ranks: the media of their batches, which is allowed, and their plugins, which is not.
+"""Handle differences between ranks: their batches may have different media, but their plugins must be the same.
 
-torch.distributed replicates, shards and reduces. It requires that every rank runs the same modules in the same order:
-gradients of replicated weights are reduced once all ranks have them, and sharded weights are gathered whenever a rank
-runs them. If one rank has a batch without images and skips the encoder, the other ranks wait for it.
+torch.distributed requires that every rank runs the same modules in the same order. It reduces the gradients of
+replicated weights when all ranks have computed them, and it gathers sharded weights whenever a rank runs their module.
+If one rank has a batch without images and skips the encoder, the other ranks wait for this rank forever.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from .placeholders import flatten
 
 __all__ = ["check_not_sharded", "check_plugins", "dummy_forward", "needs_dummy_forward"]
 
-_FIRST = "cornstarch/plugins"  # key in the store: the plugins of the rank that composed a model first
+_FIRST = "cornstarch/plugins"  # key in the store for the plugins of the rank that composed a model first
 
 
 def check_plugins() -> None:
     """Compare the plugins of this rank with those of the rank that composed a model first.
 
-    This is not a collective: the ranks read and write the store through which the process group was made, so one rank
-    may compose a model that the others don't. If the store doesn't answer, for example because the rank that holds it
-    has ended, nothing is compared.
+    This function is not a collective, so one rank may compose a model that other ranks don't compose. The ranks read
+    and write the store with which the process group was created. If the store doesn't answer, for example because the
+    process that serves it has ended, the function compares nothing.
 
     Raises:
         PluginError: a plugin is missing on one of the two ranks, or has another version.
@@ -65,7 +65,7 @@ def _differences(mine: Mapping[str, str], theirs: Mapping[str, str], there: str)
 def needs_dummy_forward(module: nn.Module) -> bool:
     """Whether this rank has to run ``module`` even without media, because other ranks may run it.
 
-    This is the case if several processes train its weights, or hold a shard of each.
+    Returns ``True`` if several processes train the weights of ``module``, or if each process holds a shard of them.
     """
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return False
@@ -75,10 +75,12 @@ def needs_dummy_forward(module: nn.Module) -> bool:
 
 
 def check_not_sharded(encoder: ModalEncoderModule) -> None:
-    """Check an encoder whose number of calls depends on the batch: other ranks may call it more or less often.
+    """Check that the blocks of an encoder are not sharded, if the number of its calls depends on the batch.
+
+    Other ranks may call such an encoder more or less often than this rank.
 
     Raises:
-        CompositionError: its blocks are sharded, so that the ranks would wait for each other.
+        CompositionError: the encoder's blocks are sharded, so that the ranks would wait for each other.
     """
     parts = encoder.module.modules() if encoder.module is not None else ()
     blocks = sorted({type(part).__name__.removeprefix("FSDP") for part in parts if isinstance(part, FSDPModule)})
@@ -95,7 +97,7 @@ def dummy_forward(encoder: ModalEncoderModule) -> torch.Tensor:
     """Run an encoder on its smallest valid inputs, and return a zero that depends on all of its weights.
 
     Raises:
-        CompositionError: its smallest inputs are not known.
+        CompositionError: the encoder's smallest inputs are not known.
     """
     inputs = encoder.info.dummy_inputs()
     if inputs is None:
@@ -107,4 +109,4 @@ def dummy_forward(encoder: ModalEncoderModule) -> torch.Tensor:
     device = next(encoder.parameters()).device
     for name, value in inputs.items():
         inputs[name] = value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-    return (0 * flatten(encoder(**inputs)[0])).sum()  # in this order: the sum of many features may overflow
+    return (0 * flatten(encoder(**inputs)[0])).sum()  # multiply first, because the sum of many features may overflow

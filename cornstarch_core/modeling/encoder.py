@@ -1,6 +1,7 @@
 """One modality: its encoder, its projector and the callbacks around them, run in five steps.
 
-Knows nothing about any particular modality, and nothing about the language model but the width of its embeddings.
+This module contains no code for a particular modality. The only property of the language model that it uses is the
+width of its embeddings.
 """
 
 from __future__ import annotations
@@ -35,33 +36,39 @@ _NOT_GIVEN: Any = object()
 class ModalEncoderModule(nn.Module):
     """A modality encoder with its projector and callbacks.
 
-    The steps, each optional but the third: ``preprocess_callback`` → ``module`` → ``postprocess_module_callback`` →
-    ``projector`` → ``postprocess_projector_callback``. Without callbacks the whole ``last_hidden_state`` is projected.
+    It runs five steps: ``preprocess_callback`` → ``module`` → ``postprocess_module_callback`` → ``projector`` →
+    ``postprocess_projector_callback``. The callbacks are optional, and so is ``module``. Without callbacks the
+    projector receives the whole ``last_hidden_state``.
 
     Args:
-        module: a ``PreTrainedModel``, one wrapped by PEFT, any ``nn.Module`` (its output is a tensor, a list of
-            tensors, a tuple or a ``ModelOutput``), or ``None`` for ready-made embeddings, passed as ``embeds``.
-        projector: a :class:`~cornstarch_core.MultimodalProjector`, any ``nn.Module``, or ``None``: made when a
-            :class:`~cornstarch_core.MultimodalModel` is composed.
+        module: a ``PreTrainedModel``, a ``PeftModel``, any other ``nn.Module`` that returns a tensor, a list of
+            tensors, a tuple or a ``ModelOutput``; or ``None`` for ready-made embeddings, which are passed as
+            ``embeds``.
+        projector: a :class:`~cornstarch_core.MultimodalProjector` or any other ``nn.Module``; ``None`` lets
+            :class:`~cornstarch_core.MultimodalModel` make a projector.
         model: another spelling of ``module``.
-        callbacks: a :class:`~cornstarch_core.ModalCallbacks`, or the name of one that a plugin registers (``"llava"``);
-            that one is built when the model is composed.
-        callback_options: options for a callback given by name.
-        preprocess_callback: ``(inputs) -> inputs``; overrides that part of ``callbacks``.
-        postprocess_module_callback: ``(inputs, output) -> output``; overrides that part of ``callbacks``.
-        postprocess_projector_callback: ``(inputs, output) -> output``; overrides that part of ``callbacks``.
+        callbacks: a :class:`~cornstarch_core.ModalCallbacks`, or the name of callbacks that a plugin registers, such as
+            ``"llava"``. Callbacks given by name are built when the model is composed.
+        callback_options: dictionary of options for callbacks given by name.
+        preprocess_callback: function ``(inputs) -> inputs`` to use in place of ``callbacks.preprocess``.
+        postprocess_module_callback: function ``(inputs, output) -> output`` to use in place of
+            ``callbacks.postprocess_module``.
+        postprocess_projector_callback: function ``(inputs, output) -> output`` to use in place of
+            ``callbacks.postprocess_projector``.
         postprocess_encoder_callback: another spelling of ``postprocess_module_callback``.
-        hidden_size: width of the encoder's features; default: what its plugin says, else ``module.config.hidden_size``.
-        input_names: the inputs that ``module`` takes; default: what its plugin says, else ``module.main_input_name``.
-        name: name of the registered encoder that describes ``module``; default: found by its class.
+        hidden_size: width of the encoder's features; default: the width that the encoder's plugin declares, or
+            ``module.config.hidden_size`` if no plugin registers the encoder.
+        input_names: names of the inputs that ``module`` accepts; default: the names that the encoder's plugin declares,
+            or ``module.main_input_name`` if no plugin registers the encoder.
+        name: name of the registered encoder that describes ``module``; default: looked up by the class of ``module``.
 
-    A callback is a function, or an ``nn.Module`` whose parameters train, save and load with the model. It gets a copy
-    of the inputs. ``module`` is called with ``input_names`` and with what ``preprocess_callback`` adds; only callbacks
-    see the other inputs.
+    A callback is a function, or an ``nn.Module`` whose parameters are trained, saved and loaded with the model. Each
+    callback receives a copy of the inputs. ``module`` receives the inputs in ``input_names`` and those that
+    ``preprocess_callback`` adds. Only the callbacks receive the other inputs.
 
     Raises:
         TypeError: a part is given twice, or is of the wrong kind.
-        CompositionError: the width or the inputs of ``module`` can't be known.
+        CompositionError: the width or the inputs of ``module`` can't be determined.
 
     Example:
         >>> from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -118,7 +125,7 @@ class ModalEncoderModule(nn.Module):
         self.callback_name = callbacks if isinstance(callbacks, str) else None
         self.callback_options = dict(callback_options or {})
         self.callback_registration: Registration[CallbackSpec] | None = None
-        self.callback_dtype: str | None = None  # of parameters that registered callbacks will have; default: torch's
+        self.callback_dtype: str | None = None  # dtype of registered callbacks' parameters; None: torch's default
         self.runs = 0  # forward passes so far, for audits
         overrides = {
             "preprocess": preprocess_callback,
@@ -133,16 +140,16 @@ class ModalEncoderModule(nn.Module):
     def complete(
         self, key: str, text_hidden_size: int, projector_type: str = "linear", activation: str = "gelu"
     ) -> None:
-        """Build what had to wait for the language model: callbacks given by name, and the projector.
+        """Build the parts that depend on the language model: the callbacks given by name, and the projector.
 
         Args:
             key: modality key in the model.
             text_hidden_size: width of the language model's embeddings.
-            projector_type: type of a projector made here.
-            activation: its activation.
+            projector_type: type of the projector, if this method makes one.
+            activation: activation of the projector, if this method makes one.
 
         Raises:
-            CompositionError: widths do not fit.
+            CompositionError: the projector's widths differ from those of the encoder and the language model.
         """
         self.key, self.text_hidden_size = key, text_hidden_size
         if self.callback_name is not None and self.callback_registration is None:
@@ -169,7 +176,7 @@ class ModalEncoderModule(nn.Module):
 
     @property
     def info(self) -> EncoderInfo:
-        """What is known of this encoder without its weights: its width, its counts, what plugins registered for it."""
+        """The description of this encoder without its weights: its widths, its counts and its registered plugins."""
         return EncoderInfo(
             key=self.key,
             config=getattr(unwrap(self.module), "config", None),
@@ -186,7 +193,7 @@ class ModalEncoderModule(nn.Module):
         )
 
     def _attach(self, callbacks: ModalCallbacks) -> None:
-        """Make ``callbacks``, with the overrides, the ones that run; modules among them become children."""
+        """Set the callbacks to run: ``callbacks``, with the overrides. Register those that are modules as children."""
         overrides: dict[str, Any] = self.overrides
         self.callbacks = replace(callbacks, **overrides)
         for step in CALLBACK_STEPS:
@@ -202,15 +209,16 @@ class ModalEncoderModule(nn.Module):
         """Run the five steps.
 
         Args:
-            **inputs: the encoder's inputs, and those that only callbacks read.
+            **inputs: the encoder's inputs, and the inputs that only callbacks read.
 
         Returns:
-            A ``ModelOutput`` or a tuple, as the encoder returns; its first entry holds the projected features:
-            ``(N, D)``, ``(items, tokens, D)`` or a list of ``(tokens_i, D)``.
+            A tuple if the encoder returns a tuple, else a ``ModelOutput``. Its first entry holds the projected
+            features: ``(N, D)``, ``(items, tokens, D)`` or a list of ``(tokens_i, D)``, where ``N`` is the number of
+            features and ``D`` the width of the language model's embeddings.
 
         Raises:
             InputError: none of the encoder's inputs is given.
-            TypeError: nothing takes an input, or a callback returns another type.
+            TypeError: an input belongs neither to the encoder nor to a callback, or a callback returns a wrong type.
         """
         inputs.pop(POSITIONS, None)
         if not inputs.keys() & {*self.input_names}:
@@ -223,7 +231,7 @@ class ModalEncoderModule(nn.Module):
                 f"{self.key}: nothing takes {', '.join(unknown)}; the encoder takes {', '.join(self.input_names)}. "
                 "Declare further ones with ModalEncoderModule(input_names=...)."
             )
-        if not torch.compiler.is_compiling():  # it would compile anew for each number
+        if not torch.compiler.is_compiling():  # a changing counter would recompile the model on every call
             self.runs += 1
         prepared = self._run_callback("preprocess", dict(inputs))
         not_taken = {*inputs, *self.callbacks.input_names} - {*self.input_names}
@@ -235,7 +243,7 @@ class ModalEncoderModule(nn.Module):
         return self._run_callback("postprocess_projector", dict(prepared), output)
 
     def _run_callback(self, step: str, *args: Any) -> Any:
-        """Run one callback; without one, its last argument goes through."""
+        """Run the callback of a step. If the step has no callback, return the last argument."""
         callback = getattr(self, f"{step}_callback")
         result = args[-1] if callback is None else callback(*args)
         if not isinstance(result, Mapping if step == "preprocess" else (ModelOutput, tuple)):
@@ -302,7 +310,7 @@ def _find_registration(module: nn.Module | None, name: str | None) -> Registrati
 
 
 def _check_has_no_decoder(module: nn.Module | None, registration: Registration[EncoderSpec] | None) -> None:
-    """Raise for a model of transformers that is more than the encoder that a plugin knows inside it."""
+    """Raise ``CompositionError`` for an encoder-decoder of transformers that contains a registered encoder."""
     model = unwrap(module)
     whole = registration is None and isinstance(model, PreTrainedModel) and model.config.is_encoder_decoder
     if whole and (hint := _hint_at_part(module)):  # without a hint it may be an encoder with the config of the whole
@@ -335,7 +343,7 @@ def _names(module: nn.Module | None, registration: Registration[EncoderSpec] | N
 
 
 def _hint_at_part(module: nn.Module | None) -> str:
-    """Which part of a two-tower model is an encoder that a plugin knows."""
+    """Return a sentence that names the part of a two-tower model that is a registered encoder, or ``""``."""
     for name, part in module.named_modules() if module is not None else ():
         if part is not module and registry().find_encoder(part) is not None:
             return f" Or did you mean its {name}, a {type(part).__name__}? Pass that."
@@ -360,7 +368,7 @@ def _check_callback(step: str, callback: object) -> None:
 
 
 def _cast(value: object, module: nn.Module) -> Any:
-    """Floating tensors in the dtype of ``module``'s weights: a bfloat16 model takes a processor's float32 pixels."""
+    """Cast floating-point tensors to the dtype of ``module``'s weights, such as float32 pixels to bfloat16."""
     weights = next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), None)
     if isinstance(value, list):
         return [_cast(item, module) for item in value]

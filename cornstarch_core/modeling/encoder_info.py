@@ -1,8 +1,8 @@
-"""What is known of one encoder without its weights. The model's encoder and the processor's modality share it.
+"""The description of one encoder without its weights, which the model and the processor share.
 
-The counting contract: each step that changes the number of features declares by how much. The steps are the encoder,
-the callbacks before the projector, the projector, and the callbacks after it. The processor repeats each placeholder by
-this count, and the model compares the features with it.
+The counting contract: each step that changes the number of features declares the new number. The steps are the encoder,
+the callbacks before the projector, the projector, and the callbacks after the projector. The processor repeats each
+placeholder by the number that the last step declares, and the model compares that number with the number of features.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ EMBEDS = "embeds"  # the default name of the one input of ready-made embeddings
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderInfo:
-    """One encoder, with its callbacks and its projector, as plain data and what plugins register for them.
+    """Description of one encoder with its callbacks and its projector, and the registrations of their plugins.
 
     Args:
         key: modality key in the model.
-        config: the encoder's config, or ``None``.
+        config: config of the encoder, or ``None`` if it has none.
         hidden_size: width of the encoder's features.
-        input_names: what the encoder takes.
+        input_names: names of the inputs that the encoder accepts.
         text_hidden_size: width of the language model's embeddings.
-        ready_made: whether there is no encoder, and media come as embeddings.
-        registration: of the encoder; ``None`` if no plugin describes it.
-        callback_registration: of its callbacks; ``None`` if they were handed in.
-        callback_options: what those are built with.
-        callbacks: the callbacks; a processor keeps of them only what counts.
-        projector_config: of its projector; ``None`` before there is one.
-        projector_registration: of its projector; ``None`` if its module was handed in.
+        ready_made: whether there is no encoder, and the inputs are ready-made embeddings.
+        registration: registration of the encoder; ``None`` if no plugin describes it.
+        callback_registration: registration of the callbacks; ``None`` if the user passed them as objects.
+        callback_options: options that registered callbacks are built with.
+        callbacks: the callbacks. In a processor, they contain only the functions that count tokens or prepare inputs.
+        projector_config: config of the projector; ``None`` before the projector is made.
+        projector_registration: registration of the projector; ``None`` if the user passed its module.
     """
 
     key: str
@@ -58,10 +58,10 @@ class EncoderInfo:
 
     @classmethod
     def from_record(cls, key: str, record: EncoderRecord, config: object) -> EncoderInfo:
-        """Read what a saved config records of an encoder, and build its registered callbacks.
+        """Make the description from an encoder's record in a saved config, and build its registered callbacks.
 
         Raises:
-            PluginError: a plugin doesn't offer what the record names.
+            PluginError: no plugin registers a name in the record.
         """
         lookup = registry().lookup
         config_of_projector = MultimodalProjectorConfig.from_dict(dict(record.projector.config))
@@ -83,7 +83,7 @@ class EncoderInfo:
 
     @property
     def context(self) -> EncoderContext:
-        """What plugins are told about the encoder."""
+        """The context to pass to plugins that build something for this encoder."""
         known = self.registration
         return EncoderContext(
             key=self.key,
@@ -101,17 +101,17 @@ class EncoderInfo:
 
     @property
     def all_input_names(self) -> tuple[str, ...]:
-        """Everything this modality reads: the encoder's inputs, then those of the callbacks."""
+        """The names of all inputs of this modality: those of the encoder, then those of the callbacks."""
         return tuple(dict.fromkeys((*self.input_names, *self.callbacks.input_names)))
 
     @property
     def registrations(self) -> list[Registration[Any]]:
-        """What plugins registered for this encoder."""
+        """The registrations of the encoder, its callbacks and its projector, as far as plugins register them."""
         found = (self.registration, self.callback_registration, self.projector_registration)
         return [one for one in found if one is not None]
 
     def build_callbacks(self) -> ModalCallbacks:
-        """The registered callbacks; none if there are none.
+        """Build the registered callbacks. Without a registration, return an empty ``ModalCallbacks``.
 
         Raises:
             CompositionError: an option is wrong.
@@ -124,7 +124,7 @@ class EncoderInfo:
 
     @property
     def can_count(self) -> bool:
-        """Whether it is known how many features the encoder gives."""
+        """Whether the number of features of the encoder can be computed from its inputs."""
         known = self.ready_made or self.registration is not None
         return known or self.callbacks.num_tokens_before_projector is not None
 
@@ -132,7 +132,7 @@ class EncoderInfo:
         """Count the features of each media item that reach the language model, with arithmetic on the host only.
 
         Raises:
-            CompositionError: the encoder is one that no plugin knows.
+            CompositionError: no plugin registers the encoder, and no callback counts its features.
         """
         counts = self.num_tokens_before_projector(encoder_inputs)
         if self.projector_registration is not None and self.projector_config is not None:
@@ -142,7 +142,7 @@ class EncoderInfo:
         return counts
 
     def num_tokens_before_projector(self, encoder_inputs: dict[str, Any]) -> list[int]:
-        """Count the features of each media item that reach the projector. Raises as :meth:`num_tokens`."""
+        """Count the features of each media item that reach the projector. Raises the errors of :meth:`num_tokens`."""
         if not self.can_count:
             raise CompositionError(
                 f"{self.key}: how many features this encoder gives is not known. Give its ModalEncoderModule "
@@ -161,7 +161,7 @@ class EncoderInfo:
     # --- dummy inputs -------------------------------------------------------------------------------------------------
 
     def dummy_inputs(self) -> dict[str, Any] | None:
-        """The smallest valid inputs, one media item; ``None`` if they are not known."""
+        """Make the smallest valid inputs, which hold one media item. Return ``None`` if they are not known."""
         inputs: dict[str, Any] = {}
         if self.ready_made:
             inputs = {self.input_names[0]: torch.zeros(1, 1, self.hidden_size)}

@@ -1,4 +1,7 @@
-"""Which input of a call belongs to which encoder, by declared names only, and whether a call's inputs fit together."""
+"""Assign the inputs of a call to encoders by the names that the encoders declare, and check that the inputs match.
+
+:meth:`cornstarch_core.MultimodalModel.forward` defines the symbols in the shapes.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from .encoder import ModalEncoderModule
 
 __all__ = ["split_inputs", "validate_inputs"]
 
-# A flat argument of this name is the language model's; an encoder's own goes into encoder_inputs.
+# Keyword arguments with these names belong to the language model. An encoder gets such an input through encoder_inputs.
 _OF_TEXT = {"attention_mask", "input_ids", "inputs_embeds", "labels", "past_key_values", "position_ids", "use_cache"}
 _POSITIONS = ((torch.int64, 1), (torch.int32, 1))  # dtype and number of dimensions
 
@@ -27,21 +30,22 @@ def split_inputs(
     kwargs: Mapping[str, Any],
     language_model: type[nn.Module] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Split arguments into inputs of encoders and the rest.
+    """Split the arguments of a call into inputs of encoders and the rest.
 
     Args:
-        encoders: by modality key.
-        encoder_inputs: inputs that are namespaced already.
-        kwargs: flat arguments; a name that one encoder declares is that encoder's, unless language models use it too,
-            as they do ``attention_mask``.
-        language_model: class of the language model, whose ``forward`` has to take the rest; default: not checked.
+        encoders: dictionary of encoders by modality key.
+        encoder_inputs: dictionary of inputs for each modality key.
+        kwargs: keyword arguments by their bare names. A name that one encoder declares belongs to that encoder, unless
+            language models use the name, too, such as ``attention_mask``.
+        language_model: class of the language model, whose ``forward`` has to accept the rest; default: not checked.
 
     Returns:
-        ``(inputs by modality, the rest)``. Nothing given is changed; ``None`` values are left out.
+        ``(inputs by modality, the rest)``. The arguments of this function are not changed. ``None`` values are left
+        out.
 
     Raises:
-        InputError: inputs for a modality that is not there.
-        TypeError: two encoders declare a flat name, an input is given twice, or nothing takes one.
+        InputError: there are inputs for a modality that the model doesn't have.
+        TypeError: two encoders declare a bare name, an input is given twice, or no part accepts an input.
     """
     given = {} if encoder_inputs is None else encoder_inputs
     if not isinstance(given, Mapping) or not all(isinstance(value, Mapping) for value in given.values()):
@@ -90,25 +94,27 @@ def validate_inputs(
     labels: torch.Tensor | None,
     token_ids: Mapping[str, int],
 ) -> dict[str, torch.Tensor]:
-    """Check what a call is given, as far as shapes and the host tell: reading a device would cost a sync.
+    """Check the inputs of a call by their shapes and by values on the host.
 
-    Placeholders may have another id than that in ``token_ids``, from another processor or put in their place; but then
-    all of them have the same one, and that in ``token_ids`` is nowhere else.
+    Values on a device are not read, because that would cost a sync. Placeholders may have an id that differs from the
+    one in ``token_ids``, if another processor made the batch or the ids were replaced. In this case all placeholders of
+    the modality must have the same id, and the id in ``token_ids`` must not occur in ``input_ids``.
 
     Args:
-        encoders: by modality key.
-        media: inputs by modality, as :func:`split_inputs` returns them; emptied where an empty batch is given.
-        positions: of each modality's placeholders, ``(P,)``, where they are known.
-        input_ids: ``(B, S)``, or ``None``.
-        inputs_embeds: ``(B, S, D)``, or ``None``.
-        labels: ``(B, S)``, or ``None``.
-        token_ids: placeholder id by modality.
+        encoders: dictionary of encoders by modality key.
+        media: inputs by modality, from :func:`split_inputs`.
+        positions: positions ``(P,)`` of the placeholders by modality, without modalities whose positions are unknown.
+        input_ids: token ids ``(B, S)``, or ``None``.
+        inputs_embeds: embeddings ``(B, S, D)``, or ``None``.
+        labels: labels ``(B, S)``, or ``None``.
+        token_ids: placeholder token ids by modality.
 
     Returns:
-        Positions of the modalities of which there is something to encode.
+        The positions of the placeholders by modality, for the modalities that have media in this call.
 
     Raises:
-        InputError: something is missing, or of another shape; or features would be placed beside their placeholders.
+        InputError: an input is missing or has a wrong shape, or features would be placed at tokens that are not their
+            placeholders.
         PlaceholderMismatchError: there are placeholders, but no media for them.
     """
     tokens = input_ids if inputs_embeds is None else inputs_embeds
@@ -131,7 +137,7 @@ def validate_inputs(
                 f"{key}: positions must be a tensor (P,) of int64, indices into the flat (batch * tokens); got {found}."
             )
         sizes = [len(inputs[name]) for name in encoder.input_names if hasattr(inputs.get(name), "__len__")]
-        if not inputs or 0 in sizes:  # an empty batch of images is none
+        if not inputs or 0 in sizes:  # an empty batch of images counts as no images
             if places is not None and len(places):
                 raise PlaceholderMismatchError(
                     f"{key}: the prompt has {len(places)} placeholder tokens, but no media are given. "
@@ -153,7 +159,7 @@ def validate_inputs(
 
 
 def _check_places(key: str, places: np.ndarray, ids: np.ndarray, token_id: int) -> None:
-    inside = places[(places >= 0) & (places < ids.size)]  # others are found when features are placed
+    inside = places[(places >= 0) & (places < ids.size)]  # place_features raises an error for the others
     found = ids.ravel()[inside]
     wrong = inside[found != token_id]
     if len(wrong) and ((ids == token_id).any() or (found != found[0]).any()):

@@ -1,9 +1,10 @@
-"""Features at placeholders: find the placeholders, check the counts, place the features, mask the labels.
+"""Find the placeholders, check the number of features, place the features at the placeholders, and mask the labels.
 
-Pure tensor code: knows no model, no plugin, and touches no attention mask.
+This module contains tensor code only. It uses no model and no plugin, and changes no attention mask.
 
-Shapes: B samples, S tokens a sample, D embedding width, P placeholders, N features.
-A *position* is an index into the flat ``(B * S)`` grid of tokens.
+In the shapes, ``B`` is the number of samples, ``S`` the number of tokens of a sample, ``D`` the width of the
+embeddings, ``P`` the number of placeholders and ``N`` the number of features. A *position* is an index, from 0, into
+the ``B * S`` tokens of a batch, row by row.
 """
 
 from __future__ import annotations
@@ -26,23 +27,26 @@ __all__ = [
 
 Features = torch.Tensor | Sequence[torch.Tensor]
 
-IGNORE_INDEX = -100  # the label that a loss leaves out
+IGNORE_INDEX = -100  # the label that a loss ignores
 
 
 def find_positions(input_ids_BS: torch.Tensor, token_id: int) -> torch.Tensor:  # noqa: N803
-    """Positions ``(P,)`` of every ``token_id``. Costs a device sync; a batch of our processor brings its own."""
+    """Return the positions ``(P,)`` of ``token_id``. This costs a device sync.
+
+    A batch from ``MultimodalProcessor`` contains its positions, and does not need this function.
+    """
     return (input_ids_BS.reshape(-1) == token_id).nonzero().squeeze(1)
 
 
 def flatten(features: Features) -> torch.Tensor:
-    """``(N, D)``, ``(items, tokens, D)`` or a list of ``(tokens_i, D)`` as ``(N, D)``."""
+    """Reshape ``(N, D)``, ``(items, tokens, D)`` or a list of ``(tokens_i, D)`` to ``(N, D)``."""
     if isinstance(features, torch.Tensor):
         return features.reshape(-1, features.shape[-1])
     return torch.cat(list(features))
 
 
 def item_lengths(features: Features) -> list[int] | None:
-    """Features per media item, or ``None`` where ``(N, D)`` doesn't tell."""
+    """Return the number of features of each media item, or ``None`` for features ``(N, D)``, which are not per item."""
     if not isinstance(features, torch.Tensor):
         return [len(item) for item in features]
     return [features.shape[1]] * features.shape[0] if features.dim() == 3 else None
@@ -54,17 +58,20 @@ def checked_features(
     features: Features,
     shape: Sequence[int],
 ) -> torch.Tensor:
-    """Features as ``(N, D)``, if there are as many as positions and they are so wide. Compares shapes: costs no sync.
+    """Check the number and the width of features, and return the features as ``(N, D)``.
+
+    The check compares shapes only, and therefore costs no device sync.
 
     Args:
-        key: modality, for messages.
+        key: modality key, for error messages.
         positions_P: positions of the modality's placeholders.
-        features: as :func:`flatten` takes them.
-        shape: ``(B, S, D)`` of the embeddings.
+        features: features in one of the forms that :func:`flatten` accepts.
+        shape: shape ``(B, S, D)`` of the embeddings.
 
     Raises:
-        PlaceholderMismatchError: names modality, sample, item, expected and got.
-        CompositionError: the projector gives another width.
+        PlaceholderMismatchError: the numbers of placeholders and features differ. The message names the modality, the
+            sample, the item and both numbers.
+        CompositionError: the features have another width than the embeddings.
     """
     features_ND = flatten(features)  # noqa: N806
     if len(features_ND) != len(positions_P):
@@ -82,12 +89,14 @@ def place_features(
     positions_P: torch.Tensor,  # noqa: N803
     features_ND: torch.Tensor,  # noqa: N803
 ) -> torch.Tensor:
-    """New embeddings ``(B, S, D)`` with feature ``i`` at position ``positions_P[i]``.
+    """Return new embeddings ``(B, S, D)`` with feature ``i`` at position ``positions_P[i]``.
 
-    By index, not ``masked_scatter``: that one drops surplus features silently, and its backward costs a device sync.
+    The function uses ``index_copy`` and not ``masked_scatter``, because ``masked_scatter`` ignores surplus features
+    silently, and its backward costs a device sync.
 
     Raises:
-        InputError: a position lies outside the batch. On a device this is an assertion on the device.
+        InputError: a position lies outside the batch. For tensors on a device, an assertion fails on the device
+            instead.
     """
     features_ND = features_ND.to(embeds_BSD.device, embeds_BSD.dtype)  # noqa: N806
     try:
@@ -100,17 +109,20 @@ def place_features(
 
 
 def mask_labels(labels: torch.Tensor, positions_P: torch.Tensor) -> torch.Tensor:  # noqa: N803
-    """New labels with :data:`IGNORE_INDEX` at every position: nothing is learned from a placeholder.
+    """Return new labels with :data:`IGNORE_INDEX` at every position, so that placeholders do not add to the loss.
 
     Args:
-        labels: ``(B, S)``, or the ``(S,)`` of one sample.
-        positions_P: positions in them, as one row.
+        labels: labels ``(B, S)`` of a batch, or labels ``(S,)`` of one sample.
+        positions_P: positions of the placeholders, as indices into the flattened labels.
     """
     return labels.flatten().index_fill(0, positions_P.to(labels.device), IGNORE_INDEX).view_as(labels)
 
 
 def _describe_mismatch(key: str, positions: torch.Tensor, features: Features, shape: Sequence[int]) -> str:
-    """Name the first sample and item that do not fit. Only runs when an error is certain, so a sync is fine."""
+    """Write the message that names the first sample and item with a wrong number of features.
+
+    This function costs a device sync. It runs only if the numbers differ.
+    """
     advice = (
         "Let MultimodalProcessor expand the placeholders, and pass the media of a batch in the order of its samples. "
         "Of streamed data accelerate cuts batches up: then set accelerator_config={'dispatch_batches': False}."

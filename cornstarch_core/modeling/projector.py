@@ -19,16 +19,16 @@ Features = torch.Tensor | list[torch.Tensor]
 
 
 class MultimodalProjectorConfig(PreTrainedConfig):
-    """Describes a projector.
+    """Config of a projector.
 
     Args:
-        encoder_config: config of the encoder, to take ``in_features`` from its ``hidden_size``.
-        text_config: config of the language model, to take ``out_features`` from its ``hidden_size``.
-        projection_type: ``"linear"`` (one ``nn.Linear``), ``"mlp"`` (two, with an activation between them, as in
-            LLaVA-1.5) or a type that a plugin registers.
-        activation: a name from ``transformers.activations.ACT2CLS``, used by ``"mlp"``.
-        in_features: width of the features that come in; wins over ``encoder_config``.
-        out_features: width of the features that go out; wins over ``text_config``.
+        encoder_config: config of the encoder; its ``hidden_size`` is the default of ``in_features``.
+        text_config: config of the language model; its ``hidden_size`` is the default of ``out_features``.
+        projection_type: ``"linear"`` (one ``nn.Linear``), ``"mlp"`` (two ``nn.Linear`` with an activation between them,
+            as in LLaVA-1.5) or a type that a plugin registers.
+        activation: name of the activation that ``"mlp"`` uses, from ``transformers.activations.ACT2CLS``.
+        in_features: width of the input features; overrides ``encoder_config``.
+        out_features: width of the output features; overrides ``text_config``.
         **kwargs: options of a plugin's projection type, for example ``scale_factor=2``.
 
     Example:
@@ -61,11 +61,12 @@ class MultimodalProjector(PreTrainedModel):
     """Maps features ``(..., in_features)`` to ``(..., out_features)``.
 
     Args:
-        config: what to build, or a description of ``projection``.
-        projection: a module of your own. Its weights are kept.
+        config: config of the projector to build, or config that describes ``projection``.
+        projection: a module of your own to use as the projector. It keeps its weights.
 
     Raises:
-        CompositionError: unknown type or activation, or a width is missing.
+        CompositionError: the activation is unknown, or a width is missing.
+        UnknownNameError: no plugin registers the type.
 
     Example:
         >>> import torch
@@ -80,7 +81,8 @@ class MultimodalProjector(PreTrainedModel):
     config: MultimodalProjectorConfig
     base_model_prefix = ""
     main_input_name = "features"
-    # transformers (5.23) asks every part. A projector has no attention of transformers, so that any setting will do.
+    # transformers (5.23) reads these attributes of every part. A projector has no attention layer of transformers, so
+    # it supports every setting.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -90,7 +92,7 @@ class MultimodalProjector(PreTrainedModel):
         self.registration: Registration[ProjectorSpec] | None = None
         self.is_custom = projection is not None
         if projection is not None:
-            keep_weights(projection)  # else post_init() below would draw them anew
+            keep_weights(projection)  # otherwise post_init() below would initialise them again
             self.projection = projection
         elif isinstance(config.in_features, int) and isinstance(config.out_features, int):
             self.registration = find_projector(config)
@@ -103,7 +105,10 @@ class MultimodalProjector(PreTrainedModel):
         self.post_init()
 
     def forward(self, features: Features) -> Features:
-        """Project ``(N, D)``, ``(items, tokens, D)`` or a list of ``(tokens_i, D)``; the form stays."""
+        """Project features ``(N, D)``, ``(items, tokens, D)`` or a list of ``(tokens_i, D)``, and keep their form.
+
+        ``N`` is the number of features, and ``D`` their width.
+        """
         if isinstance(features, torch.Tensor):
             return self.projection(features)
         if self.registration is not None and self.registration.spec.per_token:
@@ -112,9 +117,9 @@ class MultimodalProjector(PreTrainedModel):
 
 
 def find_projector(config: MultimodalProjectorConfig) -> Registration[ProjectorSpec]:
-    """What is registered as ``config.projection_type``. A bare name that the core registers means the core's.
+    """Return the registration of ``config.projection_type``. The core's types take precedence for bare names.
 
     Raises:
-        UnknownNameError: nothing is.
+        UnknownNameError: no plugin registers this type.
     """
     return registry().lookup("projectors", config.projection_type, prefer=CORE)

@@ -1,4 +1,7 @@
-"""The plugins of this process: discover, check, activate, look up. No module in here imports torch."""
+"""Discover, check and activate the plugins of this process, and look up what they register.
+
+No module in this package imports torch.
+"""
 
 from .discovery import CORE, PluginInfo
 from .manager import PluginRegistry, registry, reset_registry

@@ -1,7 +1,7 @@
-"""Import one plugin, hold it against the hook specs, and take what it registers.
+"""Import one plugin, check it against the hook specs, and collect the specs that it registers.
 
-This file must not know about the environment, the other plugins' offers or what a lookup is. Whatever is wrong with a
-plugin is raised here, when it is activated, and not when it is first used.
+The functions raise every error in a plugin when it is activated, not when it is first used. This file must not depend
+on environment variables, on the specs of other plugins, or on how specs are looked up.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def hooks() -> list[str]:
-    """Names of all hooks, as :mod:`cornstarch_core.hookspecs` declares them."""
+    """Return the names of all hooks that :mod:`cornstarch_core.hookspecs` declares."""
     return sorted(name for name, value in vars(hookspecs).items() if hasattr(value, "cornstarch_spec"))
 
 
 def spec_types() -> dict[str, type[Spec[Any]]]:
-    """What each registering hook returns a list of, by kind: ``cornstarch_register_<kind>() -> list[...]``."""
+    """Return, by kind, the type of spec that each hook ``cornstarch_register_<kind>() -> list[...]`` returns."""
     found: dict[str, type[Spec[Any]]] = {}
     for hook in hooks():
         if hook.startswith(_REGISTER):
@@ -45,10 +45,10 @@ def spec_types() -> dict[str, type[Spec[Any]]]:
 
 
 def new_manager() -> PluginManager:
-    """Make a plugin manager that knows the hooks.
+    """Make a plugin manager with the hook specs.
 
     Returns:
-        One without any plugin.
+        A plugin manager in which no plugin is registered.
     """
     manager = PluginManager("cornstarch")
     manager.add_hookspecs(hookspecs)
@@ -56,18 +56,18 @@ def new_manager() -> PluginManager:
 
 
 def load(manager: PluginManager, info: PluginInfo) -> list[tuple[str, Spec[Any]]]:
-    """Import a plugin, register it with pluggy and ask it for what it has.
+    """Import a plugin, register it with pluggy, and collect its specs.
 
     Args:
-        manager: where to register it; it is not there when this raises.
-        info: an available plugin.
+        manager: plugin manager to register the plugin with; after an error, the plugin is not registered.
+        info: description of an available plugin.
 
     Returns:
-        What the plugin registers, each with its kind.
+        The specs of the plugin, as pairs ``(kind, spec)``.
 
     Raises:
-        PluginLoadError: it breaks the contract.
-        BaseException: whatever its own code raises.
+        PluginLoadError: the plugin breaks a rule of the hooks or specs.
+        BaseException: any error that the plugin's own code raises.
     """
     try:
         module = import_module(info.entry_point)

@@ -1,6 +1,7 @@
 """Find the installed plugins by their metadata, and decide which of them may be loaded.
 
-This file must not import a plugin or pluggy: ``cornstarch plugins list`` needs nothing else, and has 120 ms.
+This file must not import a plugin or pluggy, so that ``cornstarch plugins list``, which needs only this file, takes at
+most 120 ms.
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ _VERBS = {"failed": "failed to load", "blocked": "is blocked", "incompatible": "
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """What is known about one installed plugin.
+    """The metadata and the state of one installed plugin.
 
     Args:
-        id: normalised name of its distribution, for example ``"cornstarch-vision"``.
-        version: version of its distribution.
-        entry_point: the module that its entry point names.
-        requires: its ``cornstarch-core`` requirement as its metadata state it, ``""`` if they state none.
-        state: ``"available"`` until plugins are activated, then ``"active"`` or ``"failed"``; ``"blocked"`` and
-            ``"incompatible"`` plugins are never imported.
-        reason: why it is neither available nor active, ``""`` if it is.
-        depends: normalised names of the distributions that it depends on.
+        id: normalised name of the plugin's distribution, for example ``"cornstarch-vision"``.
+        version: version of the distribution.
+        entry_point: name of the module in the distribution's entry point.
+        requires: requirement on ``cornstarch-core`` in the distribution's metadata, ``""`` if there is none.
+        state: state of the plugin: ``"available"`` until plugins are activated, then ``"active"`` or ``"failed"``.
+            ``"blocked"`` and ``"incompatible"`` plugins are never imported.
+        reason: reason for which the plugin can't be used, ``""`` if its state is ``"available"`` or ``"active"``.
+        depends: normalised names of the distributions that the plugin depends on.
     """
 
     id: str
@@ -62,7 +63,7 @@ class PluginInfo:
         """Say in one clause why the plugin can't be used.
 
         Returns:
-            For example ``"cornstarch-audio failed to load: ImportError: no module named 'soundfile'"``.
+            A clause such as ``"cornstarch-audio failed to load: ImportError: no module named 'soundfile'"``.
         """
         return f"{self.id} {_VERBS.get(self.state, self.state)}: {self.reason}".removesuffix(": ")
 
@@ -71,10 +72,10 @@ def normalise(name: str) -> str:
     """Normalise the name of a distribution (PEP 503).
 
     Args:
-        name: the name in any spelling.
+        name: name of a distribution in any spelling.
 
     Returns:
-        The spelling that names are compared in.
+        The normalised name, which is the same for all spellings of a name.
 
     Example:
         >>> normalise("Cornstarch_Vision")
@@ -87,20 +88,21 @@ def discover() -> list[PluginInfo]:
     """List the installed plugins, including those that can't be used.
 
     Returns:
-        One entry per distribution, sorted by id. Where two have the same id, the one that Python imports comes first.
+        One entry for each distribution, sorted by id. If two distributions have the same id, the one that Python
+        imports comes first.
     """
     found = _installed()
     return sorted((_inspect(dist, found) for dist in found), key=lambda info: info.id)
 
 
 def unknown_in_environment(infos: Iterable[PluginInfo]) -> list[str]:
-    """Find ids in the environment variables that no installed plugin has, for example misspelt ones.
+    """Find names in the environment variables that are not ids of installed plugins, for example misspelt ones.
 
     Args:
         infos: the installed plugins.
 
     Returns:
-        One sentence for each.
+        One sentence for each name.
     """
     known = {info.id for info in infos}
     listed = [(variable, name) for variable in (ALLOW, BLOCK) for name in sorted(_listed(variable) or ())]
@@ -112,7 +114,7 @@ def unknown_in_environment(infos: Iterable[PluginInfo]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Installed:
-    """What the metadata of a distribution with entry points in our group say; ``""`` for what can't be read."""
+    """The metadata of a distribution with an entry point in :data:`GROUP`; ``""`` for a field that can't be read."""
 
     folder: str
     name: str
@@ -123,21 +125,21 @@ class _Installed:
 
 
 def _installed() -> list[_Installed]:
-    """All plugins in the order of ``sys.path``. A name can occur twice."""
-    MetadataPathFinder.invalidate_caches()  # two changes of a folder within one tick of its clock look like one
+    """Return all plugins in the order of ``sys.path``. A name can occur twice."""
+    MetadataPathFinder.invalidate_caches()  # the cache misses a second change within one tick of the clock
     places = dict.fromkeys(os.path.realpath(entry) for entry in sys.path if isinstance(entry, str))
-    # a missing folder would be taken for an archive, and importing zipfile takes 10 ms
+    # importlib_metadata opens a missing folder as an archive, and importing zipfile takes 10 ms
     dists = distributions(path=[place for place in places if os.path.exists(place)])
-    found = dict.fromkeys(filter(None, map(_read, dists)))  # several finders can know the same folder
+    found = dict.fromkeys(filter(None, map(_read, dists)))  # several finders can return the same folder
     proper = {normalise(one.name) for one in found if not one.is_legacy}
-    # an editable install of setuptools leaves an .egg-info in the source folder, which is on sys.path as well
+    # an editable install with setuptools leaves an .egg-info in the source folder, which is also on sys.path
     return [one for one in found if not (one.is_legacy and normalise(one.name) in proper)]
 
 
 def _read(dist: IDistribution) -> _Installed | None:
-    """What a distribution says of itself, if it is a plugin."""
-    place = getattr(getattr(dist, "_path", None), "name", "")  # finders of other libraries give none
-    # pip renames what it removes to "~name", and leaves that behind when it is interrupted
+    """Return the metadata of a distribution, or ``None`` if it is not a plugin."""
+    place = getattr(getattr(dist, "_path", None), "name", "")  # distributions of other finders have no _path
+    # pip renames a package that it removes to "~name", and an interrupted pip leaves that folder behind
     if place.startswith("~") or GROUP not in _text(dist, "entry_points.txt"):
         return None
     try:
@@ -161,7 +163,7 @@ def _read(dist: IDistribution) -> _Installed | None:
 def _text(dist: IDistribution, file: str) -> str:
     try:
         return dist.read_text(file) or ""
-    except UnicodeDecodeError:  # any distribution here can be broken
+    except UnicodeDecodeError:  # any installed distribution may be broken
         return ""
 
 
@@ -225,7 +227,7 @@ def _name_of(requirement: str) -> str:
 
 
 def _unmet(requirement: str) -> str:
-    """Why the running core does not meet a requirement; ``""`` if it does."""
+    """Return why the running core does not meet a requirement, or ``""`` if it does."""
     version = cornstarch_core.__version__
     try:
         parsed = Requirement(requirement)

@@ -1,7 +1,7 @@
-"""Try a plugin out in a separate process, and report what is wrong with it.
+"""Activate a plugin in a separate process, and report the problems with it.
 
-A plugin can hang, exit or crash. The process that asks must survive that, so it never imports a plugin. The child
-appends each step to a file before it takes it, and the last line says where it stopped.
+A plugin can hang, exit or crash. The calling process must survive this, so it never imports a plugin. Before each step,
+the child process appends the step to a file, so that the last line of the file shows where the child stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HEAVY = ("torch", "transformers")
 
 @dataclass(frozen=True)
 class Offer:
-    """One thing that a plugin registers: its kind, its name, one line about it, and the classes it claims."""
+    """A spec that a plugin registers: its kind, its name, a summary in one line, and the encoder classes in it."""
 
     kind: str
     name: str
@@ -42,7 +42,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong with a plugin, and the end of the traceback, if there is one."""
+    """A problem with a plugin, and the end of the traceback if there is one."""
 
     text: str
     details: str = ""
@@ -50,16 +50,16 @@ class Problem:
 
 @dataclass
 class Report:
-    """What trying a plugin out showed.
+    """The result of activating one plugin in a separate process.
 
     Args:
-        info: what its metadata say.
-        problems: what has to be repaired.
-        warnings: what should be.
-        offers: what it registers.
-        targets: how many targets of its specs were imported.
-        import_seconds: how long it took to import the plugin's module.
-        seconds: how long it all took.
+        info: metadata of the plugin.
+        problems: problems that have to be fixed.
+        warnings: descriptions of things that should be fixed.
+        offers: specs that the plugin registers.
+        targets: number of targets of the specs that were imported.
+        import_seconds: time in seconds to import the plugin's module.
+        seconds: time in seconds of the whole examination.
     """
 
     info: PluginInfo
@@ -72,16 +72,16 @@ class Report:
 
 
 def examine(info: PluginInfo, infos: Iterable[PluginInfo], *, thorough: bool = True, timeout: float = 120.0) -> Report:
-    """Activate one plugin in a process of its own.
+    """Activate one plugin in a separate process.
 
     Args:
-        info: the plugin.
-        infos: all installed plugins; the ones that it depends on are activated with it.
-        thorough: whether to import every target of its specs as well.
-        timeout: after how many seconds to give up.
+        info: description of the plugin.
+        infos: descriptions of all installed plugins; those that the plugin depends on are activated with it.
+        thorough: whether to import also every target of the plugin's specs.
+        timeout: time in seconds after which the process is killed.
 
     Returns:
-        The report, also about a plugin that can't be loaded.
+        The report. If the plugin can't be loaded, the report has a problem.
     """
     if info.state not in ("available", "active"):
         return Report(info, [] if info.state == "blocked" else [Problem(info.reason)])
@@ -97,13 +97,14 @@ def examine(info: PluginInfo, infos: Iterable[PluginInfo], *, thorough: bool = T
 
 
 def collisions(reports: Iterable[Report]) -> tuple[list[str], list[str]]:
-    """Find what several plugins offer.
+    """Find names and encoder classes that several plugins register.
 
     Args:
-        reports: one per plugin.
+        reports: one report for each plugin.
 
     Returns:
-        Sentences about names, which have to be qualified, and about classes, of which one claim has to go.
+        Two lists of sentences: about names, which users have to qualify, and about encoder classes, which are errors
+        until one of the plugins is blocked.
     """
     names: dict[str, list[str]] = {}
     classes: dict[str, list[str]] = {}
@@ -118,10 +119,10 @@ def collisions(reports: Iterable[Report]) -> tuple[list[str], list[str]]:
 
 
 def registered_by(plugin: str) -> list[Registration[Any]]:
-    """All that an active plugin registers.
+    """Return all registrations of an active plugin.
 
     Args:
-        plugin: its id.
+        plugin: id of the plugin.
     """
     names = ((kind, name) for kind in registry().kinds() for name in registry().names(kind))
     return [registry().lookup(kind, name) for kind, name in names if name.startswith(f"{plugin}/")]
@@ -130,14 +131,14 @@ def registered_by(plugin: str) -> list[Registration[Any]]:
 def spec_problems(
     registration: Registration[Any], announce: Callable[[str], None] = lambda path: None
 ) -> Iterator[TargetProblem]:
-    """Check all that a spec names: targets, which are imported, and other specs.
+    """Check everything that a spec names: import its targets and classes, and look up the other specs.
 
     Args:
-        registration: what a plugin registers.
-        announce: called with each path before it is imported.
+        registration: registration of the spec.
+        announce: function that is called with each import path before the import.
 
     Returns:
-        What is wrong.
+        The problems that were found.
     """
     yield from target_problems(registration.spec, announce)
     if name := getattr(registration.spec, "processor", None):
@@ -150,7 +151,7 @@ def spec_problems(
 def _run_child(
     arguments: list[str], environment: dict[str, str], timeout: float
 ) -> tuple[list[dict[str, Any]], str, str]:
-    # the child sees the same folders as this process, however this one was started
+    # the child gets the sys.path of this process
     start = f"import sys; sys.path[:] = {sys.path!r}"
     code = f"{start}; from cornstarch_core.plugins import doctor; doctor._child(*sys.argv[1:])"
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +162,7 @@ def _run_child(
 
 
 def _wait(command: list[str], output: str, environment: dict[str, str], timeout: float) -> str:
-    # a file and no pipe: a grandchild that outlives the child would keep a pipe open
+    # a file instead of a pipe: a grandchild that outlives the child would keep a pipe open
     with open(output, "wb") as sink:
         try:
             code = subprocess.run(
@@ -222,7 +223,7 @@ def _child(path: str, plugin: str, thorough: str) -> None:
 
 
 def _activate(plugin: str, tell: Callable[..., None]) -> bool:
-    from . import activation  # noqa: F401  (so that the time below is the plugin's own)
+    from . import activation  # noqa: F401  (so that the time below is only the plugin's)
 
     before = {name for name in _HEAVY if name in sys.modules}
     info = next(info for info in registry().plugins() if info.id == plugin)
@@ -232,7 +233,7 @@ def _activate(plugin: str, tell: Callable[..., None]) -> bool:
         warnings.simplefilter("always")
         registry().activate()
     tell(import_seconds=time.perf_counter() - started)
-    for warning in caught:  # of a hook, or of an argument of one, that is going to go
+    for warning in caught:  # warnings that a hook, or an argument of a hook, is deprecated
         if issubclass(warning.category, DeprecationWarning) and _is_own(warning.filename, info.entry_point):
             tell(warning=str(warning.message))
     for name in _HEAVY:
@@ -245,14 +246,14 @@ def _activate(plugin: str, tell: Callable[..., None]) -> bool:
 
 
 def _is_own(file: str, entry_point: str) -> bool:
-    """Whether a file is one of the plugin's package, and not of what that imports."""
+    """Whether a file belongs to the plugin's own package, and not to a package that it imports."""
     home = getattr(sys.modules.get(entry_point.partition(".")[0]), "__file__", None) or ""
     folder, name = os.path.split(home)
     return file == home if name != "__init__.py" else file.startswith(folder + os.sep)
 
 
 def _cause(error: BaseException | None) -> str:
-    """The end of the traceback in the plugin's own code, if the error comes from there."""
+    """Return the end of the traceback in the plugin's own code, or ``""`` if the plugin's code raised no error."""
     import traceback
 
     cause = error and error.__cause__

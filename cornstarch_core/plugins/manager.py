@@ -1,8 +1,9 @@
-"""The plugins of this process: discover, check, activate, look up.
+"""The registry of the plugins of this process, which activates plugins and looks up what they register.
 
-Discovery reads metadata (:mod:`.discovery`); activation imports the plugins (:mod:`.activation`), once, on first need.
-A plugin that can't be loaded is kept with its reason, which is said again wherever something is not found; the others
-work on. This file must not know torch, transformers, or what a spec is used for.
+Discovery reads metadata (:mod:`.discovery`). Activation imports the plugins (:mod:`.activation`), once, when they are
+needed for the first time. If a plugin can't be loaded, the registry stores the reason and activates the other plugins;
+errors about names that are not found repeat the reason. This file must not import torch or transformers, and must not
+depend on what specs are used for.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ __all__ = ["PluginRegistry", "registry", "reset_registry"]
 _DOCTOR = "see `cornstarch plugins doctor`"
 
 BUILT_IN = "cornstarch_core.modeling.builtin_projectors"
-"""The module that registers what the core itself offers, loaded as the module of a plugin is."""
+"""The module that registers the core's own specs; it is loaded like the module of a plugin."""
 
 
 @dataclass
 class _Activation:
-    """What came of activating the plugins."""
+    """The result of activating the plugins."""
 
     manager: PluginManager
     infos: list[PluginInfo] = field(default_factory=list)
@@ -42,7 +43,7 @@ class _Activation:
 
 
 class PluginRegistry:
-    """All plugins of one process. Use :func:`registry`; make one yourself only in tests.
+    """All plugins of one process. Call :func:`registry` to get it; create an instance only in tests.
 
     Example:
         >>> from cornstarch_core.plugins import PluginRegistry
@@ -59,10 +60,10 @@ class PluginRegistry:
         self._busy = False
 
     def plugins(self) -> list[PluginInfo]:
-        """List the installed plugins. This imports none of them.
+        """List the installed plugins without importing them.
 
         Returns:
-            One entry per distribution, sorted by id; metadata and environment are read once per process.
+            One entry for each distribution, sorted by id. Metadata and environment variables are read once per process.
         """
         with self._lock:
             if self._activation:
@@ -72,20 +73,20 @@ class PluginRegistry:
             return list(self._discovered)
 
     def activate(self) -> None:
-        """Import the available plugins and take what they register, if that was not done yet.
+        """Import the available plugins and collect what they register; only the first call has an effect.
 
-        Whatever goes wrong in one plugin removes that plugin alone, and is kept as its state and reason.
+        An error in a plugin affects only that plugin, whose state becomes ``"failed"`` with the error as its reason.
 
         Raises:
-            PluginError: a plugin looks something up while it is being imported.
+            PluginError: a plugin calls the registry while it is being imported.
         """
         self._activated()
 
     def names(self, kind: str) -> list[str]:
-        """List what the plugins register.
+        """List the names of the specs of one kind that the plugins register.
 
         Args:
-            kind: one of :meth:`kinds`.
+            kind: kind of spec, one of :meth:`kinds`.
 
         Returns:
             Sorted qualified names, such as ``"cornstarch-vision/clip"``.
@@ -96,7 +97,7 @@ class PluginRegistry:
         return sorted(one.qualified_name for one in self._of_kind(kind))
 
     def kinds(self) -> list[str]:
-        """List the kinds of things that plugins register, such as ``"encoders"``: one for each registering hook.
+        """List the kinds of specs that plugins register, such as ``"encoders"``: one kind for each registering hook.
 
         Returns:
             The kinds, sorted.
@@ -106,19 +107,20 @@ class PluginRegistry:
         return sorted(spec_types())
 
     def lookup(self, kind: str, name: str, *, prefer: str | None = None) -> Registration[Any]:
-        """Look up one thing that a plugin registers.
+        """Look up one spec that a plugin registers.
 
         Args:
-            kind: one of :meth:`kinds`.
-            name: bare (``"clip"``) or qualified (``"cornstarch-vision/clip"``).
-            prefer: id of the plugin that a bare name means if that plugin offers it, for names in a plugin's own specs.
+            kind: kind of spec, one of :meth:`kinds`.
+            name: name of the spec: bare (``"clip"``) or qualified (``"cornstarch-vision/clip"``).
+            prefer: id of the plugin whose spec is returned if several plugins register the bare name. Names that a
+                plugin uses in its own specs are looked up this way.
 
         Returns:
-            The thing, with its spec and its plugin.
+            The registration: the spec and its plugin.
 
         Raises:
-            AmbiguousNameError: the name is bare and several plugins offer it.
-            UnknownNameError: no active plugin offers it.
+            AmbiguousNameError: the name is bare and several plugins register it.
+            UnknownNameError: no active plugin registers the name.
             ValueError: there is no such kind.
         """
         plugin, slash, bare = name.rpartition("/")
@@ -134,16 +136,16 @@ class PluginRegistry:
         return found[0]
 
     def find_encoder(self, module: object) -> Registration[Any] | None:
-        """Find the encoder spec that describes an object by its class, or else by the nearest of its base classes.
+        """Find the encoder spec that names the class of an object, or else the nearest of its base classes.
 
         Args:
-            module: an encoder; one that PEFT wraps has to be unwrapped before.
+            module: encoder module; the caller has to unwrap a module that PEFT wraps.
 
         Returns:
-            The spec and its plugin, or None if no active plugin describes such a class.
+            The registration (the spec and its plugin), or ``None`` if no spec of an active plugin names the class.
 
         Raises:
-            AmbiguousNameError: two specs claim the same class.
+            AmbiguousNameError: two specs name the same class.
         """
         classes = self._activated().classes
         for cls in type(module).__mro__:
@@ -161,15 +163,15 @@ class PluginRegistry:
         """List the installed plugins that are not active.
 
         Returns:
-            The blocked, the incompatible and the failed ones, sorted by id.
+            The blocked, incompatible and failed plugins, sorted by id.
         """
         return [info for info in self._activated().infos if info.state != "active"]
 
     def fingerprint(self) -> dict[str, str]:
-        """Tell what this process composes models with, to compare it with another process.
+        """Return the versions of the core and the plugins, to compare this process with another one.
 
         Returns:
-            The version of ``cornstarch-core`` and of every active plugin, by distribution.
+            A dictionary with the version of ``cornstarch-core`` and of every active plugin, by distribution name.
 
         Example:
             >>> "cornstarch-core" in registry().fingerprint()
@@ -179,22 +181,22 @@ class PluginRegistry:
         return {CORE: cornstarch_core.__version__, **active}
 
     def explain_unavailable(self) -> str:
-        """Say which installed plugins are not active, for the error of somebody who misses something.
+        """Describe the installed plugins that are not active, for an error message about something that is missing.
 
         Returns:
-            One sentence with the reason of each and what to do next, or ``""`` if all are active.
+            One sentence with the reason of each plugin and what to do next, or ``""`` if all plugins are active.
         """
         infos = self.unavailable()
         return "; ".join([*(info.explain() for info in infos), _DOCTOR]) if infos else ""
 
     def traceback(self, plugin: str) -> str:
-        """Tell where a plugin failed to load.
+        """Return the traceback of the error with which a plugin failed to load.
 
         Args:
-            plugin: its id.
+            plugin: id of the plugin.
 
         Returns:
-            The formatted traceback, or ``""`` if none of its code failed.
+            The formatted traceback, or ``""`` if the plugin's code raised no error.
         """
         return self._activated().tracebacks.get(plugin, "")
 
@@ -203,13 +205,13 @@ class PluginRegistry:
 
         Args:
             hook: name of a hook in :mod:`cornstarch_core.hookspecs`.
-            **arguments: its arguments; a plugin gets those that it asks for.
+            **arguments: arguments of the hook; each plugin gets those that its implementation declares.
 
         Raises:
             PluginError: a plugin's hook raised.
         """
         impls = getattr(self._activated().manager.hook, hook).get_hookimpls()
-        # pluggy would call the plugin first that was registered last
+        # pluggy itself would call the plugins in the reverse order of their registration
         for impl in sorted(impls, key=lambda impl: impl.trylast - impl.tryfirst):
             try:
                 optional = {name: arguments[name] for name in impl.kwargnames if name in arguments}
@@ -218,10 +220,10 @@ class PluginRegistry:
                 raise PluginError(f"{impl.plugin_name}: {hook} failed: {describe_error(error)}") from error
 
     def record(self, used: Iterable[Registration[Any]]) -> list[dict[str, Any]]:
-        """Write down, for a saved model, which plugins made it.
+        """Make the record, in a saved model, of the plugins that the model needs.
 
         Args:
-            used: what was looked up for the model.
+            used: registrations that were looked up for the model.
 
         Returns:
             ``[{"distribution": …, "version": …, "used": ["encoders/clip", …]}, …]``, sorted.
@@ -231,21 +233,22 @@ class PluginRegistry:
         return records.write(used)
 
     def check_record(self, record: object) -> None:
-        """Hold the record of a saved model against the plugins of this process.
+        """Check that the plugins in the record of a saved model are active in this process.
 
         Args:
-            record: what stood in the checkpoint; it is not trusted.
+            record: value that was read from the checkpoint; it is not trusted.
 
         Raises:
-            CheckpointError: it is no record.
-            MissingPluginError: a plugin is missing, not active or of an incompatible version; says what to install.
+            CheckpointError: the value is not a record.
+            MissingPluginError: a plugin is missing, not active or of an incompatible version; the message says what to
+                install.
         """
         from . import records
 
         records.check(record, self._activated().infos)
 
     def _activated(self) -> _Activation:
-        if self._activation:  # without the lock: it is set once, when all is done
+        if self._activation:  # no lock is needed: the attribute is set once, after activation
             return self._activation
         with self._lock:
             if self._busy:
@@ -282,13 +285,13 @@ def registry() -> PluginRegistry:
     """Get the registry of this process.
 
     Returns:
-        The same one every time.
+        The same registry in every call, until :func:`reset_registry` replaces it.
     """
     return _registry
 
 
 def reset_registry() -> None:
-    """Forget all plugins, so that they are discovered again. For tests: modules stay imported."""
+    """Replace the registry by a new one that discovers the plugins again. For tests only: modules stay imported."""
     global _registry
     _registry = PluginRegistry()
 
@@ -315,7 +318,7 @@ def _activate_one(result: _Activation, info: PluginInfo) -> PluginInfo:
         offers = load(result.manager, info)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # compiled extensions panic with one that is no Exception
+    except BaseException as error:  # compiled extensions may raise one that is not an Exception
         import traceback
 
         result.tracebacks[info.id] = "".join(traceback.format_exception(error))

@@ -1,7 +1,7 @@
-"""The record, in a saved model, of the plugins that made it, and the check of a record that was read.
+"""Write the record, in a saved model, of the plugins that the model needs, and check a record that was read.
 
-A record comes with a checkpoint, so it can't be trusted: what does not follow the grammar of names and versions is
-never shown, and nothing is imported or installed because a record names it.
+A record is part of a checkpoint and therefore not trusted: messages show only values that follow the grammar of names
+and versions, and no package is imported or installed because a record names it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ _MALFORMED = "the record of plugins in this checkpoint is malformed"
 
 
 def write(used: Iterable[Registration[Any]]) -> list[dict[str, Any]]:
-    """Write down which plugins a model was made with.
+    """Make the record of the plugins that a model was made with.
 
     Args:
-        used: what was looked up for it.
+        used: registrations that were looked up for the model.
 
     Returns:
-        For each distribution its name, its version and what was used of it, sorted and ready for JSON.
+        For each distribution a dictionary with its name, its version and the specs that were used, as sorted plain
+        data for JSON.
     """
     parts: dict[tuple[str, str], set[str]] = {}
     for one in used:
-        if one.plugin != CORE:  # the core's own are always installed
+        if one.plugin != CORE:  # the core's own specs are always installed
             parts.setdefault((one.plugin, one.version), set()).add(f"{one.kind}/{one.spec.name}")
     return [
         {"distribution": plugin, "version": version, "used": sorted(names)}
@@ -45,11 +46,11 @@ def check(record: object, infos: Iterable[PluginInfo]) -> None:
     """Compare a record with the installed plugins.
 
     Args:
-        record: what :func:`write` returned when the model was saved, or anything else that is in its place.
+        record: value from the checkpoint: the result of :func:`write`, or any other value if the file was changed.
         infos: the installed plugins, after activation.
 
     Raises:
-        CheckpointError: it is not a record.
+        CheckpointError: the value is not a record.
         MissingPluginError: a plugin is missing, not active, or not compatible with the recorded version.
     """
     needs = list(_parse(record))

@@ -1,4 +1,4 @@
-"""One thing that a plugin registered, and the class that its spec names."""
+"""A spec that a plugin registered, and the import of the classes that the spec names."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SpecT = TypeVar("SpecT", bound="Spec[Any]", covariant=True)
 
 @dataclass(frozen=True)
 class Registration(Generic[SpecT]):
-    """One thing that an active plugin registered.
+    """A spec that an active plugin registered.
 
     Args:
-        kind: what it is, for example ``"encoders"``.
-        spec: how the plugin describes it.
+        kind: kind of the spec, for example ``"encoders"``.
+        spec: the spec.
         plugin: id of the plugin, for example ``"cornstarch-vision"``.
         version: version of the plugin.
     """
@@ -35,41 +35,41 @@ class Registration(Generic[SpecT]):
 
     @property
     def qualified_name(self) -> str:
-        """The name that no other plugin can offer, for example ``"cornstarch-vision/clip"``."""
+        """The name with the plugin's id, which is unique: for example ``"cornstarch-vision/clip"``."""
         return f"{self.plugin}/{self.spec.name}"
 
     def load(self: Registration[Spec[InterfaceT]]) -> InterfaceT:
-        """Import the class that the spec names, and make one.
+        """Import the class that is the spec's target, and create an instance of it.
 
         Returns:
             An object with the methods of the spec's interface.
 
         Raises:
-            PluginLoadError: the class can't be imported or made, or lacks a method.
+            PluginLoadError: the class can't be imported or instantiated, or it lacks a method of the interface.
         """
         return _make(self.spec, self.plugin)
 
     def classes(self: Registration[Any]) -> list[type]:
-        """Import the classes that an encoder's spec describes.
+        """Import the encoder classes that the spec of an encoder names.
 
         Raises:
-            PluginLoadError: one can't be imported.
+            PluginLoadError: a class can't be imported.
         """
         return [resolve(path, self.plugin) for path in self.spec.classes]
 
 
 def resolve(target: str, plugin: str | None = None) -> Any:
-    """Import what a spec names.
+    """Import the object that a spec names.
 
     Args:
-        target: ``"package.module:attribute"``.
-        plugin: id of the plugin whose spec names it, for the error.
+        target: path of the object, ``"package.module:attribute"``.
+        plugin: id of the plugin whose spec names the object, for the error message.
 
     Returns:
-        The attribute.
+        The object.
 
     Raises:
-        PluginLoadError: that is not possible.
+        PluginLoadError: the object can't be imported.
 
     Example:
         >>> resolve("math:pi")
@@ -89,7 +89,7 @@ def resolve(target: str, plugin: str | None = None) -> Any:
 
 
 def describe_error(error: BaseException) -> str:
-    """An error in one line: ``"ImportError: no module named 'soundfile'"``."""
+    """Describe an error in one line: ``"ImportError: no module named 'soundfile'"``."""
     try:
         text = " ".join(str(error).split())
     except Exception:
@@ -97,18 +97,18 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
-# --- what a good target is --------------------------------------------------------------------------------------------
+# --- checks of targets ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class TargetProblem:
-    """What is wrong with a field of a spec.
+    """A problem with a field of a spec.
 
     Args:
         field: name of the field.
-        text: what is wrong.
-        fix: what to do.
-        error: what was raised, if something was.
+        text: description of the problem.
+        fix: sentence that says how to fix the problem.
+        error: exception that shows the problem, if there is one.
     """
 
     field: str
@@ -118,16 +118,16 @@ class TargetProblem:
 
 
 def targets(spec: Spec[Any]) -> list[tuple[str, str]]:
-    """All that a spec names to be imported: ``(field, path)``."""
+    """Return all import paths in a spec, as pairs ``(field, path)``."""
     return [("target", spec.target), *(("classes", path) for path in getattr(spec, "classes", ()))]
 
 
 def target_problems(spec: Spec[Any], announce: Callable[[str], None] = lambda path: None) -> Iterator[TargetProblem]:
-    """Import all that a spec names, and yield what is wrong with it.
+    """Import all objects that a spec names, and yield a problem for each one that is not as the spec requires.
 
     Args:
-        spec: of any kind.
-        announce: called with each path before it is imported.
+        spec: spec of any kind.
+        announce: function that is called with each import path before the import.
     """
     fixes = {
         "target": f"Name a class that inherits from {spec.interface.__name__}, and that can be made without arguments.",
@@ -145,7 +145,7 @@ def target_problems(spec: Spec[Any], announce: Callable[[str], None] = lambda pa
 
 
 def _make(spec: Spec[InterfaceT], plugin: str | None = None) -> InterfaceT:
-    """An object of the class that is the target of ``spec``."""
+    """Create an instance of the class that is the target of ``spec``."""
     path, interface, where = spec.target, spec.interface, f"{plugin}: " if plugin else ""
     cls = resolve(path, plugin)
     if not isinstance(cls, type):
@@ -161,7 +161,7 @@ def _make(spec: Spec[InterfaceT], plugin: str | None = None) -> InterfaceT:
 
 
 def _check_class(path: str) -> None:
-    """Raise unless ``path`` is where a class is defined: an encoder is matched by that, and by no other path to it."""
+    """Raise unless a class is defined at ``path``; encoders are found by the path at which their class is defined."""
     cls = resolve(path)
     if not isinstance(cls, type):
         raise PluginLoadError(f"{path!r} is not a class")

@@ -1,1 +1,1 @@
-"""The parts of MultimodalProcessor and MultimodalCollator: from text and media to a batch."""
+"""The parts of MultimodalProcessor and MultimodalCollator, which turn text and media into a batch."""

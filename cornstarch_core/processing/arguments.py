@@ -1,4 +1,4 @@
-"""Which keyword of a processor belongs to which modality. Only declared names count, as for a model's inputs."""
+"""Assign the keyword arguments of a processor to modalities, by the names that plugins declare."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .modality import Modality, processor_specs
 
 __all__ = ["Arguments"]
 
-_USUAL_NAMES = ("audio", "images", "videos")  # of media, in Hugging Face's processors
+_USUAL_NAMES = ("audio", "images", "videos")  # names of media in Hugging Face's processors
 _OPTIONS = "_kwargs"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Sorts keywords by modality.
+    """Sorts keyword arguments by modality.
 
     Args:
-        modalities: by key.
+        modalities: modalities of the processor, by key.
     """
 
     modalities: Mapping[str, Modality]
@@ -28,11 +28,11 @@ class Arguments:
     def sort(
         self, kwargs: Mapping[str, Any], sampling_rate: int | None = None
     ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """``(media by key, options of the image processors and feature extractors by key)``.
+        """Return the media by modality key, and the options of image processors and feature extractors by key.
 
         Raises:
-            InputError: media for a modality that the model lacks.
-            TypeError: a keyword is for none, for two, or a modality's media are given twice.
+            InputError: media are given for a modality that the model does not have.
+            TypeError: a keyword belongs to no modality or to several, or a modality's media are given twice.
         """
         media = self.media({name: value for name, value in kwargs.items() if not name.endswith(_OPTIONS)})
         given = {name: value for name, value in kwargs.items() if name.endswith(_OPTIONS) and value is not None}
@@ -43,7 +43,7 @@ class Arguments:
         return media, options
 
     def media(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Media by key, without those that are ``None``. Raises as :meth:`sort`."""
+        """Return the media by modality key, without ``None``. It raises the same errors as :meth:`sort`."""
         media: dict[str, Any] = {}
         for name, value in given.items():
             if value is not None or not self.is_media(name):
@@ -54,16 +54,16 @@ class Arguments:
         return media
 
     def is_own(self, name: str) -> bool:
-        """Whether :meth:`sort` takes a keyword, of this model or of others."""
+        """Whether a keyword is a name of media or of their options, for a modality of this model or of any plugin."""
         return self.is_media(name.removesuffix(_OPTIONS))
 
     def is_media(self, name: str) -> bool:
-        """Whether a keyword is a name of media, of this model or of others."""
+        """Whether a keyword is a name of media, for a modality of this model or of any plugin."""
         of_plugins = (one for spec in processor_specs() for one in (spec.modality, *spec.media_names))
         return bool(self._keys(name)) or name in _USUAL_NAMES or name in of_plugins
 
     def _keys(self, name: str) -> list[str]:
-        """The modalities that a name may mean: the key itself wins."""
+        """Return the keys of the modalities that a name may refer to. A modality's key refers only to that modality."""
         if name in self.modalities:
             return [name]
         return [key for key, modality in self.modalities.items() if name in modality.media_names]

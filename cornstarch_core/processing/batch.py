@@ -1,4 +1,4 @@
-"""The batch that a processor or collator gives."""
+"""The batch that a processor or collator returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["MultimodalBatch"]
 
 
 class MultimodalBatch(BatchFeature):
-    """``input_ids``, ``attention_mask`` and the like, and ``encoder_inputs`` by modality: ``mllm(**batch)``.
+    """A batch for a model, ``mllm(**batch)``: ``input_ids`` and other tensors, and ``encoder_inputs`` by modality.
 
     Example:
         >>> import torch
@@ -21,11 +21,11 @@ class MultimodalBatch(BatchFeature):
     """
 
     def to(self, *args: Any, **kwargs: Any) -> MultimodalBatch:
-        """Move every tensor, those of ``encoder_inputs`` too; a dtype is for floating-point tensors only.
+        """Move or cast all tensors, including those in ``encoder_inputs``; only floating-point tensors are cast.
 
         Args:
-            *args: as in ``BatchFeature.to``: a device or a dtype.
-            **kwargs: likewise: ``device``, ``dtype``, ``non_blocking``.
+            *args: device or dtype, as for ``BatchFeature.to``.
+            **kwargs: ``device``, ``dtype`` or ``non_blocking``, as for ``BatchFeature.to``.
 
         Returns:
             This batch.

@@ -1,6 +1,8 @@
-"""From texts and media to rows of token ids, and from rows to tensors: the steps that processor and collator share.
+"""Encode texts and media as rows of token ids, and rows as tensors; the processor and the collator both use this.
 
-Placeholders are expanded on token ids, after tokenising: so the counts are exact, and every span is known.
+Placeholders are expanded after tokenising, in the token ids, so that the number and the place of the expanded
+placeholders are exact. ``B`` is the number of rows of a batch, ``S`` their length after padding, ``P`` the number of
+expanded placeholders of a modality.
 """
 
 from __future__ import annotations
@@ -20,17 +22,18 @@ from .spans import Row, expand, lost_span, needed_room, stretches, surround, tru
 
 __all__ = ["Encoding", "Options", "RowMaker", "pad"]
 
-_UNLIMITED = 10**20  # model_max_length of a tokenizer that has no limit is larger
+_UNLIMITED = 10**20  # a tokenizer without a limit has a larger model_max_length
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Samples before padding.
+    """Encoded samples before padding.
 
     Args:
-        rows: ids of each sample, placeholders expanded.
-        inputs: encoder inputs by modality, of all samples.
-        offsets: for each sample the range of characters of each token of the text, if ``make`` got ``offsets=True``.
+        rows: token ids of each sample, with expanded placeholders.
+        inputs: encoder inputs of all samples, by modality.
+        offsets: for each sample, the character range of each token of the text; ``None`` unless ``make`` is called with
+            ``offsets=True``.
     """
 
     rows: list[Row]
@@ -38,10 +41,10 @@ class Encoding:
     offsets: list[list[tuple[int, int]]] | None = None
 
     def placed(self, starts: Sequence[int]) -> dict[str, dict[str, Any]]:
-        """Encoder inputs with ``positions``, ``(P,)`` int64: flat indices of the placeholders, empty if there are none.
+        """Add ``positions`` to the encoder inputs: ``(P,)`` int64, the indices of placeholders in the flattened batch.
 
         Args:
-            starts: where each row starts in the flat batch.
+            starts: index in the flattened ``(B * S)`` batch at which each row starts.
         """
         ranges = {key: stretches(self.rows, starts, key) for key in self.inputs}
         none = torch.empty(0, dtype=torch.int64)
@@ -56,10 +59,10 @@ class RowMaker:
     """Turns texts, with their media, into rows of token ids.
 
     Args:
-        tokenizer: of transformers.
-        modalities: by key.
-        token_ids: placeholder id of each.
-        tokens: the placeholders themselves, for error messages.
+        tokenizer: tokenizer of transformers.
+        modalities: the modalities, by key.
+        token_ids: token id of each modality's placeholder.
+        tokens: placeholder token of each modality, for error messages.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -78,16 +81,17 @@ class RowMaker:
         max_length: int | None = None,
         offsets: bool = False,
     ) -> Encoding:
-        """Tokenise, prepare the media, expand, truncate.
+        """Tokenise the texts, prepare the media, expand the placeholders, and truncate the rows.
 
         Args:
-            texts: one a sample.
-            media: by modality key, as :func:`~cornstarch_core.processing.media.arrange` takes them.
-            options: for the image processors and feature extractors, by modality key.
-            special_tokens: whether the tokenizer's special tokens are added; default: unless the text begins with BOS.
-            suffix: whether those after the text are added, too.
-            max_length: tokens to keep of each sample.
-            offsets: whether to return the range of characters of each token.
+            texts: one text for each sample.
+            media: media by modality key, in the forms that :func:`~cornstarch_core.processing.media.arrange` accepts.
+            options: options of the image processors and feature extractors, by modality key.
+            special_tokens: whether to add the tokenizer's special tokens; by default they are added unless the text
+                begins with the BOS token.
+            suffix: whether to add also the special tokens that follow a text.
+            max_length: maximum number of tokens of each sample; ``None`` for no limit.
+            offsets: whether to return the character range of each token.
         """
         tokenised = self.tokenizer(
             list(texts), add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=offsets
@@ -106,7 +110,7 @@ class RowMaker:
     def _around(
         self, texts: Sequence[str], special_tokens: bool | None, suffix: bool
     ) -> Iterator[tuple[list[int], list[int]]]:
-        """The tokenizer's special tokens before and after each text."""
+        """Yield the special tokens that the tokenizer puts before and after each text."""
         begin, end = self._special_tokens() if special_tokens is not False else ([], [])
         bos = self.tokenizer.bos_token
         for text in texts:
@@ -120,7 +124,7 @@ class RowMaker:
         return full[:start], full[start + len(bare) :]
 
     def _finish(self, row: Row, around: tuple[list[int], list[int]], sample: int, max_length: int | None) -> Row:
-        """Truncate an expanded row, and add the special tokens."""
+        """Truncate an expanded row, and add the special tokens ``around`` it."""
         if max_length is not None:
             side, special = self.tokenizer.truncation_side, sum(map(len, around))
             lost = lost_span(row, max_length - special, side)
@@ -136,7 +140,7 @@ class RowMaker:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a processor is called with beside text and media; see ``MultimodalProcessor.__call__``."""
+    """The arguments of ``MultimodalProcessor.__call__`` other than text and media."""
 
     padding: bool | str = True
     padding_side: str | None = None
@@ -148,10 +152,10 @@ class Options:
     return_tensors: str | None = "pt"
 
     def limit(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        """Tokens to keep of a sample, or ``None`` for all.
+        """Return the maximum number of tokens of a sample, or ``None`` for no limit.
 
         Raises:
-            InputError: ``truncation`` is set, but there is no length.
+            InputError: ``truncation`` is set, but neither the call nor the tokenizer gives a maximum length.
         """
         if self.truncation in (False, None, "do_not_truncate"):
             return None
@@ -164,23 +168,24 @@ class Options:
 def pad(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, options: Options
 ) -> tuple[dict[str, torch.Tensor], list[int]]:
-    """Make rows equally long, as ``tokenizer.pad`` does.
+    """Pad rows to the same length, as ``tokenizer.pad`` does.
 
     Args:
-        rows: one a sample.
-        tokenizer: has the padding token, and the default side.
-        options: of a call; those for padding are used.
+        rows: one row for each sample.
+        tokenizer: tokenizer with the padding token and the default side of padding.
+        options: options of the processor's call, of which those for padding are used.
 
     Returns:
-        ``input_ids`` and ``attention_mask``, ``(B, S)`` int64, and where each row starts in the flat batch.
+        ``input_ids`` and ``attention_mask``, ``(B, S)`` int64, and the index in the flattened ``(B * S)`` batch at
+        which the tokens of each row start.
 
     Raises:
-        InputError: there is no padding token, or rows of several lengths and no padding.
+        InputError: the tokenizer has no padding token, or the rows differ in length and padding is off.
     """
     ids = [row.ids for row in rows]
     padded: Mapping[str, Any] = {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
     unequal = len({len(row) for row in ids}) > 1 or options.padding == "max_length" or options.pad_to_multiple_of
-    # tokenizer.pad (5.23) wants a padding token even if there is nothing to pad
+    # tokenizer.pad (transformers 5.23) requires a padding token even if there is nothing to pad
     if unequal and options.padding not in (False, "do_not_pad"):
         if tokenizer.pad_token_id is None:
             raise InputError(

@@ -1,4 +1,4 @@
-"""The folder of a saved processor: which files belong to it, and reading them. Nothing in it is trusted."""
+"""Read the folder of a saved processor, whose content is not trusted, and tell its files from other files."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ _FILES = re.compile(
 
 
 def is_processor_file(name: str) -> bool:
-    """Whether a file of an old folder belongs to its processor, so that a new one replaces it."""
+    """Whether a file of this name belongs to a saved processor, so that saving a new processor removes it."""
     return _FILES.fullmatch(name) is not None
 
 
 def read(
     name: FolderName, get_dict: Callable[..., Any], model: Composition | None, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Read the arguments of ``MultimodalProcessor`` from a folder. A plugin reads those of its checkpoint families.
+    """Read the arguments of ``MultimodalProcessor`` from a folder, if necessary with a plugin's checkpoint family.
 
     Args:
-        name: folder or hub name.
-        get_dict: ``ProcessorMixin.get_processor_dict``.
-        model: the model; ``None``: a config of the saved modalities takes its place.
-        kwargs: for the tokenizer, and those that say where to load from.
+        name: folder or hub name of the saved processor.
+        get_dict: the method ``ProcessorMixin.get_processor_dict``.
+        model: the model, or ``None`` to use a config that is made of the saved modalities.
+        kwargs: arguments for the tokenizer, and options of the hub.
 
     Raises:
-        CheckpointError: this is no such processor, it is damaged, or the model is necessary to count its features.
-        MissingPluginError: a plugin that made it is missing.
+        CheckpointError: the folder holds no saved processor, the processor is damaged, or the model is required to
+            count features.
+        MissingPluginError: a plugin that the processor needs is missing.
     """
     try:
         saved, rest = get_dict(name, **kwargs)
@@ -85,7 +86,7 @@ def _read_own(name: FolderName, saved: Mapping[str, Any], options: Mapping[str, 
 def _read_foreign(name: FolderName, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     try:
         model_type = read_config(name, kwargs).get("model_type")
-    except CheckpointError:  # the folder may hold a processor only
+    except CheckpointError:  # the folder may hold a processor without a model
         model_type = None
     family = find_foreign(model_type)
     if family is None:

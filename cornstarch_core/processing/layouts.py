@@ -1,8 +1,8 @@
-"""Layouts: how the data of one sample may be laid out, and where its media are.
+"""Read samples and conversations in the supported layouts, and collect their media.
 
 A sample is a list of messages, or a dictionary with ``"messages"`` or ``"text"``. Its media are in the typed content of
-its messages, or beside them under the names that :mod:`.arguments` knows. To support a further layout, convert it to
-one of these in :func:`read_sample`.
+its messages, or in the dictionary under the names that :mod:`.arguments` accepts. To support another layout, convert it
+to one of these layouts in :func:`read_sample`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from .templates import ChatTemplate, Message
 
 __all__ = ["by_modality", "combine", "gather", "read_conversations", "read_sample", "read_texts"]
 
-_PLACES = ("path", "url", "base64")  # where an item may be beside its own name, as in Hugging Face's messages
+_PLACES = ("path", "url", "base64")  # further names of an item in a part, as in Hugging Face's messages
 
 
 def read_sample(sample: object, index: int) -> dict[str, Any]:
     """Read one sample of a training batch.
 
     Args:
-        sample: in any layout.
-        index: of the sample in the batch, for error messages.
+        sample: sample in any supported layout.
+        index: index of the sample in the batch, from 0, for error messages.
 
     Returns:
-        A new dictionary with ``"messages"``, a list of messages, or ``"text"``, and the other entries as they are.
+        A new dictionary with ``"messages"``, a list of messages, or ``"text"``, and the other entries of the sample.
 
     Raises:
-        InputError: the layout is unknown, or the messages are not messages.
+        InputError: the layout is not supported, or the messages are malformed.
     """
     sample = {"messages": sample} if isinstance(sample, (list, tuple)) else sample
     if not isinstance(sample, Mapping) or ("messages" in sample) == ("text" in sample):
@@ -46,17 +46,17 @@ def read_sample(sample: object, index: int) -> dict[str, Any]:
 
 
 def read_conversations(given: object, first: int = 0) -> tuple[list[list[Message]], bool]:
-    """Read one conversation or several. Entries that are ``None`` are left out of messages.
+    """Read one conversation or several, and remove the entries of messages that are ``None``.
 
     Args:
         given: a list of messages, or a list of such lists.
-        first: number of the first sample, for error messages.
+        first: index of the first conversation's sample, for error messages.
 
     Returns:
-        ``(conversations, whether several are given)``.
+        A pair: the list of conversations, and whether ``given`` is a list of conversations.
 
     Raises:
-        InputError: it is neither a list of messages nor a list of such lists, or a message has no role.
+        InputError: ``given`` is neither a list of messages nor a list of such lists, or a message has no role.
     """
     entries = _entries(given, "")
     many = not isinstance(entries[0], Mapping)
@@ -91,10 +91,10 @@ def read_texts(given: object, tokens: Mapping[str, str]) -> list[str]:
 
     Args:
         given: one text, or a list with one text for each sample.
-        tokens: the placeholders, for error messages.
+        tokens: placeholder token of each modality, for error messages.
 
     Raises:
-        InputError: there is no text, or an entry is no string.
+        InputError: there is no text, or an entry is not a string.
     """
     texts = [given] if isinstance(given, str) else list(given) if isinstance(given, (list, tuple)) else []
     if texts and all(isinstance(one, str) for one in texts):
@@ -114,15 +114,16 @@ def gather(template: ChatTemplate, messages: Sequence[Message], where: str) -> d
     """Collect the media in the typed content of one conversation.
 
     Args:
-        template: knows the types of content.
-        messages: the conversation.
-        where: which conversation, for error messages, for example ``"sample 0, "``.
+        template: chat template, which maps the types of content parts to modalities.
+        messages: messages of the conversation.
+        where: name of the conversation for error messages, for example ``"sample 0, "``.
 
     Returns:
-        The items of each modality, in order. A part without an item is left out: its media may be beside the messages.
+        The items of each modality, in order. Parts without an item are skipped, because their items may be given
+        outside the messages.
 
     Raises:
-        InputError: a part is of an unknown type.
+        InputError: the type of a part belongs to no modality, or to several.
     """
     found: dict[str, list[Any]] = {}
     for index, message in enumerate(messages):
@@ -139,16 +140,16 @@ def gather(template: ChatTemplate, messages: Sequence[Message], where: str) -> d
 
 
 def by_modality(samples: Sequence[Mapping[str, list[Any]]]) -> dict[str, list[list[Any]]]:
-    """Rearrange the media of each sample: for each modality one list of items a sample."""
+    """Convert a dictionary of media for each sample to, for each modality, a list with the items of each sample."""
     keys = dict.fromkeys(key for one in samples for key in one)
     return {key: [one.get(key, []) for one in samples] for key in keys}
 
 
 def combine(found: Mapping[str, Any], beside: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Join the media in messages and the media beside them, both by modality.
+    """Merge the media ``found`` in messages and the media given ``beside`` the messages, both by modality.
 
     Raises:
-        InputError: media of one modality are in both places.
+        InputError: both have media of the same modality.
     """
     if twice := sorted(found.keys() & beside.keys()):
         raise InputError(f"{twice[0]}: {where}media are in the messages and beside them; give them in one place.")

@@ -1,6 +1,7 @@
-"""Media as users give them, sorted by sample: one list a sample, or a flat list that the placeholders divide.
+"""Sort the media that users pass by sample.
 
-Must not know what an item is: an image, an array of samples, a path.
+Users pass one list of items for each sample, or one list of all items, which is divided by the number of placeholders
+of each sample. This file must not depend on the type of the items, such as images, arrays or paths.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ def arrange(key: str, value: object, placeholders: Sequence[int], token: str) ->
     """Sort items by sample.
 
     Args:
-        key: modality, for error messages.
-        value: one item, a flat list of items, or a list with one entry a sample: a list of items, an item or ``None``.
-            A list of numbers is an item. ``None``: there are no items.
-        placeholders: how many the text of each sample has.
-        token: the placeholder, for error messages.
+        key: modality key, for error messages.
+        value: one item, a list of the items of all samples, or a list with one entry for each sample: a list of items,
+            an item or ``None``. A list of numbers is one item. ``None`` means that there are no items.
+        placeholders: number of placeholders in the text of each sample.
+        token: placeholder token, for error messages.
 
     Returns:
-        One list a sample, as long as the sample has placeholders.
+        For each sample a list with as many items as the sample has placeholders.
 
     Raises:
-        PlaceholderMismatchError: the numbers differ; names modality, sample, expected and got.
+        PlaceholderMismatchError: the number of items of a sample differs from its number of placeholders; the message
+            names the modality, the sample and both numbers.
 
     Example:
         >>> arrange("vision", ["a", "b", "c"], [1, 2], "<vision>")
@@ -71,14 +73,14 @@ def arrange(key: str, value: object, placeholders: Sequence[int], token: str) ->
 
 
 def as_items(entry: object) -> list[Any]:
-    """The items of one sample, given as a list, an item or ``None``."""
+    """Return the list of items of one sample, which are given as a list, an item or ``None``."""
     if entry is None:
         return []
     return list(entry) if _is_many(entry) else [entry]
 
 
 def _is_many(value: object) -> TypeGuard[Sequence[Any]]:
-    """Whether this is a list of items, not a single item such as a list of numbers."""
+    """Whether the value is a list of items, not a single item such as a list of numbers."""
     return isinstance(value, (list, tuple)) and not (value and isinstance(value[0], Number))
 
 

@@ -1,6 +1,6 @@
-"""One modality in a processor: from raw items to encoder inputs and the number of features of each item.
+"""One modality of a processor, which turns media items into encoder inputs and counts the features of each item.
 
-Must not know text, tokenizers, or weights.
+This file must not depend on text, tokenizers or weights.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .saved_processor import SavedProcessor
 __all__ = ["Modality", "processor_specs"]
 
 MediaProcessor = Callable[..., Mapping[str, Any]]
-"""``(items, return_tensors="pt", **options) -> encoder_inputs``, such as an image processor or feature extractor."""
+"""A function ``(items, return_tensors="pt", **options) -> encoder_inputs``, such as an image processor."""
 
 _COUNTING = ("num_tokens_before_projector", "num_tokens_after_projector", "prepare_on_host", "input_names")
 
 
 def processor_specs() -> list[ProcessorSpec]:
-    """The specs that plugins register to prepare media."""
+    """Return the processor specs that plugins register."""
     return [registry().lookup("processors", name).spec for name in registry().names("processors")]
 
 
@@ -35,17 +35,17 @@ class Modality:
     """Prepares and counts the media of one encoder.
 
     Args:
-        info: what is known of the encoder. Only the callbacks that count are kept: the others may hold weights, which
-            belong to the model.
-        record: how the model's config describes the encoder; it is saved with the processor.
-        processor: an image processor or feature extractor; default: the one that a plugin builds.
+        info: description of the encoder. Only the callbacks that prepare and count inputs are kept, because the others
+            may contain weights, which belong to the model.
+        record: description of the encoder in the model's config; it is saved with the processor.
+        processor: image processor or feature extractor; default: the one that the encoder's plugin builds.
 
     Attributes:
-        media_names: keywords for its media beside its key.
-        content_types: types of its items in chat messages beside its key.
+        media_names: keyword arguments for the modality's media, in addition to its key.
+        content_types: types of the modality's parts in chat messages, in addition to its key.
 
     Raises:
-        CompositionError: no processor is given, and no plugin builds one.
+        CompositionError: ``processor`` is not given, and no plugin builds an image processor or feature extractor.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Modality:
         return built
 
     def _names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The names of its plugin, or those on which all plugins for this modality agree."""
+        """Return the names of the encoder's plugin, or else the names that all plugins for this modality share."""
         if self.registration is not None:
             return self.registration.spec.media_names, self.registration.spec.content_types
         specs = [spec for spec in processor_specs() if spec.modality == self.key and not self.info.ready_made]
@@ -101,11 +101,11 @@ class Modality:
 
     @property
     def registrations(self) -> list[Registration[Any]]:
-        """What plugins register for this modality."""
+        """The registrations of plugins that this modality uses."""
         return [*self.info.registrations, *filter(None, [self.registration])]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: the records of the encoder, and of the image processor or feature extractor."""
+        """Return the records of the encoder and of the image processor or feature extractor, as plain data."""
         saved = SavedProcessor.of(self.processor)
         return {"encoder": asdict(self.record), "processor": {"class": saved.class_path, "config": saved.config}}
 
@@ -117,15 +117,16 @@ class Modality:
         """Turn items into encoder inputs.
 
         Args:
-            samples: items by sample.
-            options: for the image processor or feature extractor.
+            samples: list of items of each sample.
+            options: options of the image processor or feature extractor.
 
         Returns:
-            ``(inputs, counts)``: inputs of all items in order, and each sample's feature counts.
+            A pair ``(inputs, counts)``: the encoder inputs of all items in order, and for each sample the numbers of
+            features of its items.
 
         Raises:
-            MediaError: names modality, sample and item.
-            CompositionError: the items can't be counted.
+            MediaError: an item can't be processed; the message names the modality, the sample and the item.
+            CompositionError: the number of counts differs from the number of items.
         """
         places = [(sample, index) for sample, items in enumerate(samples) for index in range(len(items))]
         if not places:
@@ -134,7 +135,7 @@ class Modality:
         inputs = self._prepare_on_host(self._run(items, places, options))
         counts = iter(self._count(inputs, len(items)))
         if self.info.callback_registration is None and not self.record.custom_callbacks:
-            # Callbacks may read anything. Without them the encoder refuses what it does not take.
+            # Callbacks may read any input. Without callbacks, the encoder rejects inputs that it does not declare.
             inputs = {name: value for name, value in inputs.items() if name in self.info.all_input_names}
         return inputs, [[next(counts) for _ in one] for one in samples]
 
@@ -149,7 +150,7 @@ class Modality:
             return dict(self.processor(items, return_tensors="pt", **options))
         except Exception as error:  # an image processor may raise anything
             name = type(self.processor).__name__
-            for item, (sample, index) in zip(items, places, strict=True):  # find the item that it can't take
+            for item, (sample, index) in zip(items, places, strict=True):  # find the cause
                 where = f"sample {sample}, item {index}: "
                 try:
                     self.processor([item], return_tensors="pt", **options)
@@ -163,7 +164,7 @@ class Modality:
             ) from error
 
     def _media_error(self, error: MediaError, where: str = "") -> MediaError:
-        """A plugin's error under the modality's key, which the plugin does not know, with the place of the item."""
+        """Prefix a plugin's error with the modality's key, which the plugin can't read, and the place of the item."""
         name = self.registration.spec.modality if self.registration is not None else self.key
         reason = str(error).removeprefix(f"{name}: ").removeprefix(f"{self.key}: ")
         return MediaError(f"{self.key}: {where}{reason}")
@@ -190,18 +191,18 @@ class Modality:
 
 @dataclass(frozen=True)
 class ReadyMade:
-    """The processor of ready-made embeddings: takes items ``(tokens, hidden_size)``, float.
+    """The media processor of ready-made embeddings, which are float tensors ``(tokens, hidden_size)``.
 
     Args:
-        name: of the input that they become.
-        hidden_size: their width.
+        name: name of the encoder input for the embeddings.
+        hidden_size: width of the embeddings.
     """
 
     name: str
     hidden_size: int
 
     def __call__(self, items: Sequence[object], return_tensors: str = "pt") -> dict[str, list[torch.Tensor]]:
-        """``{name: list of (tokens_i, hidden_size)}``."""
+        """Check the embeddings, and return a dictionary with the list of them under :attr:`name`."""
         tensors = [torch.as_tensor(item) for item in items]
         for tensor in tensors:
             if tensor.dim() != 2 or tensor.shape[1] != self.hidden_size or not tensor.is_floating_point():

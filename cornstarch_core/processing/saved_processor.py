@@ -1,7 +1,8 @@
-"""Image processors and feature extractors as plain data and back.
+"""Convert image processors and feature extractors to plain data and back.
 
-A saved class name is not trusted: it only selects among the classes that transformers exports, or is compared with the
-class of what a plugin builds.
+A saved class name is not trusted: it only selects one of the classes that transformers exports, or is compared with the
+class of the object that a plugin builds. In this package, a *media processor* is an image processor, a feature
+extractor or another callable that prepares media.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ _BACKEND = re.compile(r"(Pil|Fast)$")
 
 @dataclass(frozen=True)
 class SavedProcessor:
-    """The record of an image processor or feature extractor.
+    """The record of a media processor.
 
     Args:
-        class_path: ``"package.module:Class"``.
-        config: its own ``to_dict()``, or ``None`` if it has none.
+        class_path: path of its class, ``"package.module:Class"``.
+        config: result of its method ``to_dict``, or ``None`` if it has no such method.
     """
 
     class_path: str
@@ -35,25 +36,25 @@ class SavedProcessor:
 
     @classmethod
     def of(cls, processor: object) -> SavedProcessor:
-        """Describe ``processor``."""
-        owner = processor if hasattr(processor, "__qualname__") else type(processor)  # a function describes itself
+        """Make the record of ``processor``."""
+        owner = processor if hasattr(processor, "__qualname__") else type(processor)  # describe a function itself
         config = plain(processor.to_dict()) if hasattr(processor, "to_dict") else None
         return cls(f"{owner.__module__}:{owner.__qualname__}", config)
 
     @property
     def is_transformers(self) -> bool:
-        """Whether it is of a class that transformers exports, so that no plugin is needed to make it again."""
+        """Whether transformers exports the class, so that the media processor can be loaded without a plugin."""
         return self._transformers_class() is not None
 
     def load(self, key: str = "", built: object = None) -> Any:
-        """Make it again.
+        """Build the media processor from the record.
 
         Args:
-            key: modality, for error messages.
-            built: what the modality's plugin builds.
+            key: modality key, for error messages.
+            built: media processor that the modality's plugin builds, if there is a plugin.
 
         Raises:
-            CheckpointError: neither transformers nor the plugin knows its class.
+            CheckpointError: transformers does not export the class, and the plugin builds no object of it.
         """
         cls = self._transformers_class()
         if cls is None and built is not None and self.class_path == SavedProcessor.of(built).class_path:
@@ -70,7 +71,7 @@ class SavedProcessor:
 
     def _transformers_class(self) -> Any:
         match = _TRANSFORMERS.fullmatch(self.class_path)
-        # Without the backend of the saved class, its variant for another backend is equally good (5.23).
+        # If the saved class is missing, its variant for another backend, without the suffix, is used (5.23).
         for name in (match[2], _BACKEND.sub("", match[2])) if match is not None else ():
             found = getattr(transformers, name, None)
             if isinstance(found, type) and found.__module__.startswith("transformers.") and hasattr(found, "from_dict"):

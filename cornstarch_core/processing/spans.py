@@ -1,7 +1,8 @@
-"""Placeholders in lists of token ids: expanding, truncating and placing them. Pure arithmetic on the host.
+"""Expand, truncate and locate placeholders in lists of token ids.
 
-One placeholder of the tokenised text stands for one media item. Expanded, it is a *span*: a run of as many placeholders
-as the item has features. Must not know tokenizers, tensors or what a modality is.
+One placeholder in the tokenised text stands for one media item. Expansion replaces it by a *span*: as many consecutive
+placeholders as the item has features. This file works on Python lists, and must not depend on tokenizers, tensors or
+particular modalities.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 
 __all__ = ["ADDED", "Row", "Span", "covered", "expand", "lost_span", "needed_room", "stretches", "surround", "truncate"]
 
-ADDED = -1  # origin of a token that is not from the text
+ADDED = -1  # origin of a token that does not come from the text
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,10 @@ class Span:
     """The placeholders of one media item.
 
     Args:
-        key: its modality.
-        item: which of the sample's items of that modality it is, from 0.
-        start: index of its first placeholder in the row.
-        stop: index after its last one.
+        key: modality key of the item.
+        item: index of the item among the sample's items of this modality, from 0.
+        start: index in the row of the first placeholder.
+        stop: index in the row after the last placeholder.
     """
 
     key: str
@@ -36,9 +37,9 @@ class Row:
     """The token ids of one sample.
 
     Args:
-        ids: after expansion.
-        spans: in order of ``start``.
-        origin: for each id the index of the text's token that it came from, or :data:`ADDED`.
+        ids: token ids after expansion.
+        spans: spans of all media items, sorted by ``start``.
+        origin: for each token id, the index of the token in the tokenised text that it comes from, or :data:`ADDED`.
     """
 
     ids: list[int]
@@ -50,9 +51,9 @@ def expand(ids: Sequence[int], token_ids: Mapping[str, int], counts: Mapping[str
     """Repeat every placeholder as often as its item has features.
 
     Args:
-        ids: of the tokenised text.
-        token_ids: placeholder id of each modality.
-        counts: features of each modality's items, one for each of its placeholders.
+        ids: token ids of the tokenised text.
+        token_ids: token id of each modality's placeholder.
+        counts: for each modality, the number of features of each of its items.
 
     Example:
         >>> row = expand([1, 9, 2], {"vision": 9}, {"vision": [3]})
@@ -75,7 +76,7 @@ def expand(ids: Sequence[int], token_ids: Mapping[str, int], counts: Mapping[str
 
 
 def surround(row: Row, prefix: Sequence[int], suffix: Sequence[int]) -> Row:
-    """Put a tokenizer's special tokens around a row."""
+    """Add the special tokens ``prefix`` before a row, and ``suffix`` after it."""
     return Row(
         [*prefix, *row.ids, *suffix],
         _moved(row.spans, len(prefix)),
@@ -88,7 +89,7 @@ def _moved(spans: Sequence[Span], by: int) -> tuple[Span, ...]:
 
 
 def truncate(row: Row, room: int, side: str = "right") -> Row:
-    """Keep at most ``room`` tokens, cutting on that side. Check :func:`lost_span` first: no span may be cut.
+    """Cut tokens on one side to keep at most ``room``. The caller checks with :func:`lost_span` that no span is cut.
 
     Example:
         >>> truncate(Row([5, 6, 7], (), [0, 1, 2]), 2, "left").ids
@@ -101,19 +102,19 @@ def truncate(row: Row, room: int, side: str = "right") -> Row:
 
 
 def lost_span(row: Row, room: int, side: str = "right") -> Span | None:
-    """The first span that :func:`truncate` would cut or drop."""
+    """Return the first span that :func:`truncate` would cut or remove, or ``None``."""
     first, last = (0, room) if side == "right" else (len(row.ids) - room, len(row.ids))
     return next((span for span in row.spans if span.start < first or span.stop > last), None)
 
 
 def needed_room(row: Row, side: str = "right") -> int:
-    """The least room that leaves every span whole."""
+    """Return the smallest ``room`` for which :func:`truncate` cuts no span."""
     reach = [span.stop if side == "right" else len(row.ids) - span.start for span in row.spans]
     return max(reach, default=0)
 
 
 def stretches(rows: Sequence[Row], starts: Sequence[int], key: str) -> Iterator[range]:
-    """Positions of one modality's placeholders, a range an item, where row ``i`` begins at ``starts[i]``."""
+    """Yield the range of positions of each item's placeholders in one modality; row ``i`` begins at ``starts[i]``."""
     for row, start in zip(rows, starts, strict=True):
         for span in row.spans:
             if span.key == key:
@@ -121,11 +122,11 @@ def stretches(rows: Sequence[Row], starts: Sequence[int], key: str) -> Iterator[
 
 
 def covered(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Which tokens hold a character of one of ``spans``.
+    """Return for each token whether it contains a character of one of ``spans``.
 
     Args:
-        offsets: first character and the one after the last, of each token.
-        spans: likewise, of pieces of the text.
+        offsets: for each token, the indices of its first character and of the one after its last character.
+        spans: for each piece of the text, the indices of its first character and of the one after its last character.
 
     Example:
         >>> covered([(0, 4), (4, 6), (6, 9)], [(5, 6)])
@@ -133,7 +134,7 @@ def covered(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
     """
     marked, before = [], 0
     for start, stop in offsets:
-        # Byte-level tokenizers leave spaces out of the offsets: a token of nothing but spaces seems empty.
+        # Byte-level tokenizers exclude spaces from the offsets, so that a token of only spaces seems empty.
         begin = start if start < stop else min(before, start)
         marked.append(any(begin < last and stop > first for first, last in spans))
         before = max(before, stop)

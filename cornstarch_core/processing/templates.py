@@ -1,8 +1,9 @@
-"""Chat templates: writing a conversation with one, and finding out which form of content it takes.
+"""Render conversations with a chat template, in the form of content that the template supports.
 
-The rule: a template is tried on one message of each role. A role whose typed text part it writes as text gets typed
-content; another role gets strings, with the placeholders written in. A typed media part for which the template does not
-write the modality's placeholder once becomes a text part that holds it.
+To find this form, the template is tried on one message of each role. If it renders a typed text part of a role as text,
+the messages of that role get typed content; otherwise they get strings in which placeholders stand for the media. If
+the template does not render a typed media part as exactly one placeholder of the modality, the part is replaced by a
+text part with the placeholder.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ __all__ = ["ChatTemplate", "Message", "choose"]
 
 Message = dict[str, Any]
 
-_render_jinja: Any = chat_template_utils.render_jinja_template  # its annotation (5.23) knows of one result only
+_render_jinja: Any = chat_template_utils.render_jinja_template  # annotated with one result only (5.23)
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_SAMPLE = "cornstarch"  # survives trimming; not a word that a template writes by itself
+_SAMPLE = "cornstarch"  # unchanged by trimming; templates do not contain this word
 _AS_DATA = re.compile(r"""['"]text['"]\s*:\s*['"]""" + _SAMPLE)
 _HINT = (
     "Mark the assistant's words in the template with {% generation %} and {% endgeneration %}: then they are found "
@@ -34,13 +35,13 @@ _HINT = (
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja chat template with what it may refer to.
+    """A Jinja chat template, with the placeholders, content types and variables to render it with.
 
     Args:
-        source: the template.
-        tokens: placeholder of each modality.
-        types: content types of each modality, its key first.
-        variables: what else the template is written with: the tokenizer's special tokens, ``tools``, ``documents``.
+        source: source text of the template.
+        tokens: placeholder token of each modality.
+        types: content types of each modality, of which the first is its key.
+        variables: variables of the template: the tokenizer's special tokens, ``tools``, ``documents`` and others.
     """
 
     source: str
@@ -51,10 +52,10 @@ class ChatTemplate:
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Message], where: str = "", **options: Any) -> str:
-        """Write one conversation, in the form that :meth:`fit` gives.
+        """Render one conversation, in the form that :meth:`fit` returns.
 
         Raises:
-            InputError: the template refuses it.
+            InputError: the template raises an error.
         """
         return self._render(messages, where, **options)[0]
 
@@ -67,14 +68,16 @@ class ChatTemplate:
         return texts[0], [(start, stop) for start, stop in spans[0]] if spans else []
 
     def turns(self, messages: Sequence[Message], where: str = "") -> tuple[str, list[tuple[int, int]]]:
-        """Write one conversation and find what the assistant says in it.
+        """Render one conversation, and find the assistant's turns in the text.
 
         Returns:
-            The text, and ``(start, stop)`` of each of the assistant's turns: without the role's header, with the token
-            that ends the turn. Or what is inside ``{% generation %}``, if the template has it.
+            The text, and the character indices ``(start, stop)`` of each turn of the assistant. If the template has
+            ``{% generation %}`` blocks, these are the turns. Otherwise a turn excludes the role's header and includes
+            the token that ends the turn.
 
         Raises:
-            InputError: the template writes a conversation otherwise than its beginning, so that a turn can't be found.
+            InputError: the text of a conversation does not begin with the text of its first messages, so that a turn
+                can't be found.
         """
         if _GENERATION.search(self.source):
             return self._render(messages, where, return_assistant_tokens_mask=True)
@@ -96,12 +99,12 @@ class ChatTemplate:
         return len(before), len(through)
 
     def _before(self, messages: Sequence[Message], index: int) -> str:
-        """The text up to the first character that is the assistant's own."""
+        """Return the text before the first character of the assistant's message."""
         earlier, message = messages[:index], messages[index]
         said, prompt = (self.render(earlier, add_generation_prompt=add) if earlier else "" for add in (False, True))
         if prompt != said:
             return prompt
-        # Without a generation prompt, the header is what stays when the words change. A space before them is theirs.
+        # Without a generation prompt, the header is the text before the words, except for a space before them.
         typed = isinstance(message.get("content"), list)
         contents = ([_text(word)] if typed else word for word in ("A", "Z"))
         one, other = (self.render([*earlier, {**message, "content": content}]) for content in contents)
@@ -111,14 +114,14 @@ class ChatTemplate:
     # --- fitting ------------------------------------------------------------------------------------------------------
 
     def fit(self, messages: Sequence[Message], where: str = "") -> list[Message]:
-        """The conversation in the form that the template takes, without the media.
+        """Convert a conversation to the form of content that the template supports, without the media.
 
         Args:
-            messages: with strings or typed parts as content.
-            where: which conversation, for error messages.
+            messages: messages whose content is a string or a list of typed parts.
+            where: name of the conversation for error messages.
 
         Raises:
-            InputError: the template writes neither form, or a part is of an unknown type.
+            InputError: the template renders neither form, or the type of a part belongs to no modality or to several.
         """
         return [self._fit(dict(message), f"{where}message {index}") for index, message in enumerate(messages)]
 
@@ -146,10 +149,10 @@ class ChatTemplate:
         return {"type": written} if written is not None else _text(self.tokens[key])
 
     def modality(self, kind: object, where: str) -> str:
-        """The modality of a typed part.
+        """Return the key of the modality of a typed part whose type is ``kind``.
 
         Raises:
-            InputError: no modality has such a type, or several do.
+            InputError: no modality has this type, or several modalities have it.
         """
         keys = [key for key in self.tokens if key == kind] or [key for key in self.types if kind in self.types[key]]
         if len(keys) == 1:
@@ -167,7 +170,7 @@ class ChatTemplate:
 
     @cached_property
     def _forms(self) -> dict[str, tuple[bool, bool]]:
-        """Of each role, whether its text is written from typed parts, and whether from a string."""
+        """For each role, whether the template renders typed text parts, and whether it renders strings."""
         user: Message = {"role": "user", "content": ""}
         forms = {"user": self._try([user], 0)}
         user["content"] = [_text("Hello")] if forms["user"][0] else "Hello"
@@ -180,12 +183,12 @@ class ChatTemplate:
             return None if text is None else _SAMPLE in text and not _AS_DATA.search(text)
 
         typed, plain = written([_text(_SAMPLE)]), written(_SAMPLE)
-        # A template that refuses the role gets a string: what it raises is for the user to read.
+        # If the template raises an error for the role, it gets a string, so that rendering shows the user this error.
         return bool(typed), not typed if plain is None else plain
 
     @cached_property
     def _written(self) -> dict[str, str | None]:
-        """Of each modality, the content type for which the template writes its placeholder."""
+        """For each modality, the content type that the template renders as the modality's placeholder, or ``None``."""
         return {key: next((kind for kind in self.types[key] if self._writes(kind, key)), None) for key in self.tokens}
 
     def _writes(self, kind: str, key: str) -> bool:
@@ -204,10 +207,10 @@ def _text(text: str) -> Message:
 
 
 def choose(given: str | None, own: str | dict[str, str] | None) -> str:
-    """The template that is given, by itself or by name, or else the default one.
+    """Return the given template, which may be the name of one of ``own``, or else the default template of ``own``.
 
     Raises:
-        InputError: there is none, or several without one called ``"default"``.
+        InputError: there is no template, or there are several and none has the name ``"default"``.
     """
     named = own if isinstance(own, dict) else {"default": own} if own else {}
     if given is not None:

@@ -1,4 +1,4 @@
-"""PEFT adapters inside a composed model, as plain data and back. Imports PEFT only where there are adapters."""
+"""Convert the PEFT adapters of a composed model to plain data and back. PEFT is imported only if there are adapters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 _WRAPPER = re.compile(r"(\.token_adapter)?\.(base_layer|original_module)(?=\.)")
 _INCIDENTAL = ("base_model_name_or_path", "inference_mode", "peft_version", "revision")
-"""Settings of an adapter that do not change what it computes."""
+"""Settings of an adapter that do not change its output."""
 _CHANGE_THE_BASE = ("corda", "loftq", "lora_ga", "olora", "pissa")
 _WAY_OUT = "Merge them with merge_and_unload(), or save only the adapters, with PeftModel.save_pretrained."
 
@@ -37,7 +37,7 @@ _WAY_OUT = "Merge them with merge_and_unload(), or save only the adapters, with 
 
 
 def describe(module: nn.Module | None) -> dict[str, Any] | None:
-    """The adapters of a ``PeftModel``; ``None`` for any other module."""
+    """Return the description of the adapters of a ``PeftModel``, or ``None`` for any other module."""
     if not is_peft(module):
         return None
     configs = {name: plain(config.to_dict()) for name, config in module.peft_config.items()}
@@ -45,20 +45,20 @@ def describe(module: nn.Module | None) -> dict[str, Any] | None:
 
 
 def attach(module: nn.Module, record: dict[str, Any] | None, where: str) -> nn.Module:
-    """Wrap ``module`` as the record says. The adapters get fresh weights.
+    """Wrap ``module`` in the adapters of ``record``, with fresh weights. ``where`` names the part in error messages.
 
     Raises:
-        CheckpointError: this version of PEFT can't make them, or they name a module to import.
+        CheckpointError: this version of PEFT can't make the adapters, or their settings name a module to import.
     """
     if record is None:
         return module
     from peft import PeftConfig, get_peft_model
 
-    for config in record["configs"].values():  # PEFT (0.19) imports whatever these settings name
+    for config in record["configs"].values():  # PEFT (0.19) imports any module that these settings name
         if config.get("megatron_config") or config.get("megatron_core") not in (None, "megatron.core"):
             raise CheckpointError(f"{where}: its adapters name a module to import, which a checkpoint may not.")
     try:
-        base = {"base_model_name_or_path": None}  # PEFT warns of a base with another name
+        base = {"base_model_name_or_path": None}  # PEFT warns if the base model has another name
         configs = {name: PeftConfig.from_peft_type(**{**config, **base}) for name, config in record["configs"].items()}
         (first, config), *others = configs.items()
         model = get_peft_model(module, config, adapter_name=first)
@@ -73,12 +73,15 @@ def attach(module: nn.Module, record: dict[str, Any] | None, where: str) -> nn.M
 
 
 def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two descriptions are of adapters that compute the same with the same weights."""
+    """Whether two descriptions are of adapters that compute the same output with the same weights."""
     return _essence(one) == _essence(other)
 
 
 def _essence(description: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What is set. A setting that only one version of PEFT knows does not count if it has its default."""
+    """Return the settings that change the output, by adapter name.
+
+    A setting that only one version of PEFT has is left out if its value is the default.
+    """
     from peft import PeftConfig
 
     found = {}
@@ -92,12 +95,12 @@ def _essence(description: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def freeze_base(module: nn.Module | None) -> None:
-    """Let only the active adapters of a ``PeftModel`` train, as after wrapping; loading weights unfreezes them all."""
+    """Freeze all weights of a ``PeftModel`` except its active adapters. Loading weights has unfrozen all of them."""
     if not is_peft(module):
         return
     active, base_model = module.active_adapters, cast(Any, module.base_model)
     module.requires_grad_(False)
-    if len(active) == 1:  # modules_to_save follow only this
+    if len(active) == 1:  # only this call also sets the active modules_to_save
         module.set_adapter(active[0])
     base_model.set_adapter(active)
 
@@ -106,7 +109,7 @@ def freeze_base(module: nn.Module | None) -> None:
 
 
 def adapter_weights(module: nn.Module) -> set[int]:
-    """``id`` of each weight and buffer that PEFT has put into ``module``, wrapped as a whole or layer by layer."""
+    """Return the ``id`` of each weight and buffer that PEFT has added to ``module`` or to one of its layers."""
     found: set[int] = set()
     for part in module.modules():
         base = _name_of_base(part)
@@ -117,7 +120,10 @@ def adapter_weights(module: nn.Module) -> set[int]:
 
 
 def base_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights and saved buffers without those of adapters, by the names that they have without adapters; each once."""
+    """Return the weights and saved buffers without those of adapters, by their names in the model without adapters.
+
+    A tensor with several names occurs once.
+    """
     own = adapter_weights(module)
     found: dict[int, tuple[str, torch.Tensor]] = {}
     for name, tensor in unwrap(module).state_dict(keep_vars=True).items():
@@ -127,12 +133,12 @@ def base_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def plain_name(name: str) -> str:
-    """What a tensor of a ``PeftModel`` is called where there are no adapters."""
+    """Convert the name of a tensor in a ``PeftModel`` to its name in the model without adapters."""
     return _WRAPPER.sub("", name.removeprefix("base_model.model."))
 
 
 def _name_of_base(layer: nn.Module) -> str | None:
-    """Where a layer that PEFT has made keeps the one that it stands in place of; ``None`` for any other layer."""
+    """Return the attribute in which a layer of PEFT holds the layer that it replaces; ``None`` for any other layer."""
     peft = sys.modules.get("peft")
     if peft is None:
         return None
@@ -141,14 +147,14 @@ def _name_of_base(layer: nn.Module) -> str | None:
     return "base_layer" if isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer) else None
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- checks that refuse adapters --------------------------------------------------------------------------------------
 
 
 def check_base_untouched(module: nn.Module, where: str) -> None:
-    """Refuse adapters that have changed the weights below them: these weights are not the base any more.
+    """Refuse adapters that have changed the weights of their base model.
 
     Raises:
-        CheckpointError: says what to do.
+        CheckpointError: an adapter has changed the weights. The message says what to do.
     """
     if any(getattr(layer, "merged", False) for layer in module.modules() if _name_of_base(layer)):
         raise CheckpointError(f"{where}: its adapters are merged into it; call unmerge_adapter() first.")
@@ -162,7 +168,7 @@ def check_savable(model: nn.Module) -> None:
     """Refuse adapters that can't be built again: prompts, and adapters in a part that is not a ``PeftModel``.
 
     Raises:
-        CheckpointError: says what to do.
+        CheckpointError: the model has such adapters. The message says what to do.
     """
     wrapped = {name: part for name, part in model.named_modules() if is_peft(part)}
     inside = tuple(f"{name}." for name in wrapped)
@@ -173,10 +179,10 @@ def check_savable(model: nn.Module) -> None:
 
 
 def check_merged(model: nn.Module) -> None:
-    """Refuse adapters of any kind, for checkpoints that can't hold them.
+    """Refuse adapters of any kind, for checkpoints that can't hold adapters.
 
     Raises:
-        CheckpointError: says to merge them.
+        CheckpointError: the model has adapters. The message says to merge them.
     """
     for name, part in model.named_modules():
         if is_peft(part) or _name_of_base(part):

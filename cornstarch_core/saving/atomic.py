@@ -1,4 +1,4 @@
-"""Replace a folder as a whole: a reader sees the old one or the new one, also after a crash."""
+"""Replace a folder as a whole: a reader sees the old folder or the new folder, even after a crash."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 __all__ = ["is_weight_file", "replaced_folder"]
 
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # constants of Linux
 
 
 def is_weight_file(name: str, variant: str | None = None) -> bool:
-    """Whether a file of an old folder holds weights of this variant of its model, so that a new one replaces it."""
+    """Whether a file of the old folder holds model weights of this variant, and must not stay in the new folder."""
     of_variant = rf"\.{re.escape(variant)}" if variant else ""
     shard = r"(-\d{5}-of-\d{5})?"
     end = rf"({of_variant}{shard}|{shard}{of_variant})\.safetensors|\.safetensors\.index{of_variant}\.json"
@@ -26,15 +26,17 @@ def is_weight_file(name: str, variant: str | None = None) -> bool:
 
 @contextmanager
 def replaced_folder(folder: str | os.PathLike[str], stale: Callable[[str], bool]) -> Iterator[Path]:
-    """Yield an empty folder to write to; on a clean exit it takes the place of ``folder``.
+    """Yield an empty folder to write to, which replaces ``folder`` if the ``with`` block raises no error.
 
-    The two are exchanged in one step, so that a crash leaves the old folder or the new one. Where this is impossible,
-    because the folder is or holds the working directory, is a mount point, or lies in a folder without write
-    permission, its files are replaced one by one, each as a whole, and the config last.
+    The two folders are exchanged in one step, so that a crash leaves the old folder or the new folder. One step is
+    impossible if the folder is or contains the working directory, is a mount point, or lies in a folder without write
+    permission. Then each file is replaced as a whole, one file after another, and the config is replaced last.
 
     Args:
-        folder: the folder to make or replace; a link is followed. Its other files are carried over.
-        stale: whether a file name of the old folder belongs to what is replaced, and must not be carried over.
+        folder: folder to create or replace. If it is a symbolic link, the target of the link is replaced. Files of the
+            old folder that are neither written nor stale stay in the new folder.
+        stale: function that returns whether a file name of the old folder belongs to the replaced content. Such a file
+            does not stay in the new folder.
     """
     target = Path(os.path.realpath(folder))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,11 +54,11 @@ def replaced_folder(folder: str | os.PathLike[str], stale: Callable[[str], bool]
         elif in_place or not _exchange(staging, target, written, stale):
             _replace_files(staging, target, written, stale)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)  # what failed, or, after an exchange, the old folder
+        shutil.rmtree(staging, ignore_errors=True)  # the incomplete new folder or, after an exchange, the old folder
 
 
 def _exchange(new: Path, target: Path, written: list[str], stale: Callable[[str], bool]) -> bool:
-    """Swap two folders: in one step where the system can (Linux), else in two renames. ``False`` if it can't."""
+    """Exchange two folders, in one step on Linux, else with two renames. Return ``False`` if this is impossible."""
     others = [entry for entry in target.iterdir() if entry.name not in written and not stale(entry.name)]
     for entry in others:
         if entry.is_dir() and not entry.is_symlink():
@@ -69,7 +71,7 @@ def _exchange(new: Path, target: Path, written: list[str], stale: Callable[[str]
     aside = new.with_name(new.name + ".old")
     try:
         os.replace(target, aside)
-    except OSError:  # a mount that does not look like one, an overlay
+    except OSError:  # an overlay, or a mount point that os.path.ismount does not recognise
         return False
     os.replace(new, target)
     os.replace(aside, new)
@@ -84,7 +86,7 @@ def _link_or_copy(source: str | Path, target: str | Path) -> None:
 
 
 def _replace_files(new: Path, target: Path, written: list[str], stale: Callable[[str], bool]) -> None:
-    """Put every entry that was written in place, then remove what is stale."""
+    """Move every written entry to ``target``, then remove the stale files of ``target``."""
     for name in written:
         if (target / name).is_dir():
             _remove(target / name)

@@ -1,4 +1,4 @@
-"""Build the parts that a saved config describes, with fresh weights, and use those that the caller passes."""
+"""Build the parts that a saved config describes, with fresh weights, or use the parts that the caller passes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["build_encoders", "build_language_model"]
 
 
 def build_language_model(config: MultimodalConfig) -> nn.Module:
-    """The language model that the config describes.
+    """Build the language model that the config describes.
 
     Raises:
-        TypeError: it describes none.
-        CheckpointError: its class is none of transformers, so it has to be passed.
+        TypeError: the config describes no language model.
+        CheckpointError: the class is not one of transformers, so the caller has to pass the language model.
     """
     if config.language_model.class_path is None:
         raise TypeError("language_model= is missing.")
@@ -43,12 +43,18 @@ def build_encoders(
     projectors: Mapping[str, nn.Module],
     callbacks: Mapping[str, ModalCallbacks],
 ) -> dict[str, ModalEncoderModule]:
-    """All encoders: those given, and those that the config describes.
+    """Return all encoders by modality key: those that the caller passes, and those that the config describes.
+
+    Args:
+        config: config that describes the encoders that are not passed.
+        encoders: modules, or complete encoders, by modality key.
+        projectors: modules for projectors, by modality key.
+        callbacks: callbacks by modality key.
 
     Raises:
-        CheckpointError: a part has to be passed; says how.
+        CheckpointError: the caller has to pass a part. The message says how.
         TypeError: a part is given twice.
-        ValueError: a part is for no encoder.
+        ValueError: there is no encoder for a projector or for callbacks.
     """
     parts: dict[str, Any] = dict(encoders)
     complete = {key for key, encoder in encoders.items() if isinstance(encoder, ModalEncoderModule)}
@@ -70,7 +76,7 @@ def build_encoders(
 
 
 def _build_module(key: str, record: ModuleRecord, config: PreTrainedConfig | None) -> nn.Module | None:
-    """The module with its adapters, or ``None`` if neither transformers nor a plugin can build it."""
+    """Build a module with its adapters. Return ``None`` if neither transformers nor a plugin can build the module."""
     with default_dtype(record.dtype):
         module: nn.Module | None = build_transformers_model(record.class_path, config, record.arguments)
         if module is None and isinstance(record, EncoderRecord) and record.encoder is not None:
@@ -82,7 +88,7 @@ def _build_module(key: str, record: ModuleRecord, config: PreTrainedConfig | Non
 def _build_encoder(
     key: str, record: EncoderRecord, module: nn.Module | None, projector: nn.Module | None, given: ModalCallbacks
 ) -> ModalEncoderModule:
-    """The encoder around ``module``, with its projector and its callbacks."""
+    """Make the encoder of ``module`` with its projector and its callbacks."""
     if record.projector.custom and projector is None:
         raise _must_be_passed(key, "its projector", f"projectors={{{key!r}: the_module}}")
     if not isinstance(projector, MultimodalProjector):
@@ -102,7 +108,7 @@ def _build_encoder(
 
 
 def _callback_arguments(key: str, record: EncoderRecord, given: ModalCallbacks) -> dict[str, Any]:
-    """Arguments of ModalEncoderModule: the registered callbacks by name, or those that are passed."""
+    """Return the arguments of ModalEncoderModule for registered callbacks, or for callbacks that the caller passes."""
     missing = [name for name in record.custom_callbacks if getattr(given, name, None) is None]
     if missing:
         argument = f"callbacks={{{key!r}: ModalCallbacks({', '.join(f'{name}=...' for name in missing)})}}"

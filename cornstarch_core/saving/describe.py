@@ -1,4 +1,4 @@
-"""Describe a composed model as plain data: what its config records of every part."""
+"""Describe a composed model as plain data, in the records of its config."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FUNCTIONS = [one.name for one in fields(ModalCallbacks) if "Callable" in str(on
 
 
 def describe(model: Composition) -> None:
-    """Write what ``model`` is made of into its config."""
+    """Write the description of all parts of ``model`` into its config."""
     config, token_ids = model.config, model.config.modality_token_ids
     config.language_model = ModuleRecord(**_describe_module(model.language_model))
     config.text_config = unwrap(model.language_model).config
@@ -37,7 +37,7 @@ def describe(model: Composition) -> None:
 
 
 def _describe_encoder(encoder: ModalEncoderModule, config: object) -> EncoderRecord:
-    """The record of an encoder, without the id of its placeholder."""
+    """Make the record of an encoder, without the id of its placeholder."""
     by_name, projector = encoder.callback_registration, encoder.projector
     projector_config = projector.config.to_dict()
     own = encoder.callbacks if by_name is None else ModalCallbacks()
@@ -61,7 +61,7 @@ def _describe_encoder(encoder: ModalEncoderModule, config: object) -> EncoderRec
 
 
 def _describe_module(module: nn.Module | None) -> dict[str, Any]:
-    """The fields of a :class:`~cornstarch_core.config.ModuleRecord`."""
+    """Return the fields of a :class:`~cornstarch_core.config.ModuleRecord` for ``module``."""
     if module is None:
         return {}
     return {
@@ -73,21 +73,24 @@ def _describe_module(module: nn.Module | None) -> dict[str, Any]:
 
 
 def _is_custom(encoder: ModalEncoderModule, name: str) -> bool:
-    """Whether this callback was given as an object, so that no plugin can build it again."""
+    """Whether the user passed this callback as an object, so that no plugin can build it again."""
     callback = getattr(encoder.callbacks, name)
-    attached = getattr(encoder, f"{name}_callback", callback)  # a user may have replaced that of a step
+    attached = getattr(encoder, f"{name}_callback", callback)  # a user may have replaced the callback of a step
     from_plugin = encoder.callback_registration is not None and name not in encoder.overrides
     return attached is not None and (attached is not callback or not from_plugin)
 
 
 def _dtype(*modules: object) -> str | None:
-    """The dtype of the first floating-point weight in ``modules``; what is no module has none."""
+    """Return the dtype of the first floating-point weight in ``modules``, or ``None``. Skip objects without weights."""
     weights = (weight for one in modules if isinstance(one, nn.Module) for weight in unwrap(one).parameters())
     return next((str(weight.dtype).removeprefix("torch.") for weight in weights if weight.is_floating_point()), None)
 
 
 def restore_encoder_config(record: EncoderRecord) -> Any:
-    """The encoder's config from its record: an object if its class is one of transformers or of a plugin."""
+    """Return the encoder's config from its record.
+
+    The config is an object if transformers or a plugin has the encoder's config class, else a dictionary.
+    """
     if record.config is None:
         return None
     config = config_from_dict(record.config, record.class_path)

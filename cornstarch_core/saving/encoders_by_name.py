@@ -20,7 +20,17 @@ __all__ = ["load_encoder"]
 
 
 def load_encoder(key: str, name: str, **kwargs: Any) -> PreTrainedModel:
-    """Load an encoder by checkpoint name: the tower that a plugin knows, or what ``AutoModel`` makes of it."""
+    """Load an encoder from a checkpoint: the tower that a plugin registers, or else the model that ``AutoModel`` loads.
+
+    Args:
+        key: modality key of the encoder.
+        name: name or folder of the checkpoint.
+        **kwargs: arguments passed to ``from_pretrained``.
+
+    Raises:
+        CompositionError: the checkpoint contains several registered encoders.
+        CheckpointError: the checkpoint holds no weights of the encoder.
+    """
     config = AutoConfig.from_pretrained(name, **hub_options(kwargs))
     configs = [config, *(getattr(config, sub, None) for sub in config.sub_configs)]
     classes = _encoder_classes(key, {type(one) for one in configs if one is not None})
@@ -42,12 +52,12 @@ def load_encoder(key: str, name: str, **kwargs: Any) -> PreTrainedModel:
 
 
 def _is_missing(encoder: nn.Module, info: Mapping[str, Any]) -> bool:
-    """Whether none of its weights was found. Some may be missing, such as those of a pooler."""
+    """Whether no weight of the encoder was found. A loaded encoder may lack some weights, such as those of a pooler."""
     return all(name in info["missing_keys"] for name, _ in encoder.named_parameters())
 
 
 def _find_prefix(info: Mapping[str, Any]) -> str | None:
-    """What the names of the encoder's weights begin with in the checkpoint, for example ``"model.encoder."``."""
+    """Return the prefix of the encoder's weights in the checkpoint, for example ``"model.encoder."``."""
     found = Counter(
         name.removesuffix(rest)
         for name in info["unexpected_keys"]
@@ -58,7 +68,10 @@ def _find_prefix(info: Mapping[str, Any]) -> str | None:
 
 
 def _encoder_classes(key: str, configs: set[type]) -> list[type[PreTrainedModel]]:
-    """The first class of each registered encoder that takes one of ``configs``; if possible of this modality only."""
+    """Return the classes of registered encoders whose config class is in ``configs``, one class for each encoder.
+
+    If some of these encoders are registered for the modality ``key``, return only their classes.
+    """
     found: dict[Any, bool] = {}
     for qualified in registry().names("encoders"):
         registration = registry().lookup("encoders", qualified)

@@ -29,15 +29,16 @@ def load(
     """Check that ``name`` can be loaded, then load it.
 
     Args:
-        cls: the class to load.
+        cls: class of the model to load.
         name: a folder or a hub name.
-        args: for ``PreTrainedModel.from_pretrained``, which reads the files.
-        given: parts to use in place of those that the config describes, by argument; ``None`` for the others.
-        kwargs: for ``PreTrainedModel.from_pretrained``.
+        args: positional arguments for ``PreTrainedModel.from_pretrained``, which reads the files.
+        given: parts to use in place of those that the config describes, by the name of the argument of
+            ``MultimodalModel.from_pretrained``; ``None`` for arguments that were not passed.
+        kwargs: keyword arguments for ``PreTrainedModel.from_pretrained``.
 
     Raises:
-        CheckpointError: this is no such model, a part is missing or the files are damaged.
-        MissingPluginError: a plugin that made it is missing; says what to install.
+        CheckpointError: the checkpoint is not one that can be loaded, a part is missing, or the files are damaged.
+        MissingPluginError: a plugin that the saved model uses is missing. The message says what to install.
     """
     config = copy.deepcopy(kwargs.pop("config", None))
     try:
@@ -56,7 +57,10 @@ def load(
 
 
 def read_config(name: FolderName, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``config.json`` of a folder or hub name; only those of ``kwargs`` count that say where to load from."""
+    """Read the ``config.json`` of a folder or hub name.
+
+    ``kwargs`` are arguments of ``from_pretrained``; the function uses only those that select the files to load.
+    """
     try:
         config = PreTrainedConfig.get_config_dict(name, **hub_options(kwargs))[0]
         if not config:
@@ -72,7 +76,7 @@ def read_config(name: FolderName, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_foreign(model_type: object) -> Registration[CheckpointSpec] | None:
-    """The checkpoint family of this ``model_type``, if a plugin can read it."""
+    """Return the checkpoint family with this ``model_type``, or ``None`` if no plugin registers it."""
     offered = {name.rpartition("/")[2] for name in registry().names("checkpoints")}
     return registry().lookup("checkpoints", str(model_type)) if model_type in offered else None
 
@@ -110,14 +114,14 @@ def _restore_config(name: FolderName, raw: dict[str, Any]) -> MultimodalConfig:
 def _load_own(
     cls: type[Composition], name: FolderName, args: tuple[Any, ...], config: MultimodalConfig, kwargs: dict[str, Any]
 ) -> Any:
-    if kwargs.get("torch_dtype") is not None:  # the name it had before transformers 5
+    if kwargs.get("torch_dtype") is not None:  # the name of dtype before transformers 5
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
-    if kwargs.get("dtype", "auto") not in (None, "auto"):  # the caller's choice wins over what was saved
+    if kwargs.get("dtype", "auto") not in (None, "auto"):  # the caller's dtype overrides the saved dtypes
         config.language_model.dtype = None
         for record in config.encoders.values():
             record.dtype = record.callback_dtype = record.projector.dtype = None
     want_info = kwargs.pop("output_loading_info", False)
-    read: Any = super(Composition, cls).from_pretrained  # of transformers
+    read: Any = super(Composition, cls).from_pretrained  # the method of transformers
     model, info = read(name, *args, config=config, output_loading_info=True, **kwargs)
     check_loaded(name, info)
     for part in (model.language_model, *(encoder.module for encoder in model.encoders.values())):
@@ -126,7 +130,7 @@ def _load_own(
 
 
 def check_loaded(name: FolderName, info: Mapping[str, Any]) -> None:
-    """Refuse a model with weights that were never saved, or without a weight that was saved: it is another model."""
+    """Refuse a loaded model whose weights are not exactly those in the files."""
     problems = {
         "missing from the files": sorted(info.get("missing_keys", ())),
         "without a place in the model": sorted(info.get("unexpected_keys", ())),

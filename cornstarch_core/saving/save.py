@@ -1,4 +1,4 @@
-"""Save a composed model as a folder: nothing is lost, and a crash leaves the old folder or the new one."""
+"""Save a composed model as a folder without losing a weight. A crash leaves the old folder or the new folder."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ __all__ = ["save"]
 
 
 def save(model: Composition, folder: str | os.PathLike[str], is_main_process: bool, kwargs: dict[str, Any]) -> None:
-    """Describe ``model`` again, check that it will load as it is, and write it.
+    """Update the description of ``model`` in its config, check that the model can be loaded again, and write it.
 
     Args:
-        model: what to save.
-        folder: made if missing.
+        model: model to save.
+        folder: folder to write; created if missing.
         is_main_process: whether this process writes.
-        kwargs: for ``PreTrainedModel.save_pretrained``, which writes the files.
+        kwargs: arguments for ``PreTrainedModel.save_pretrained``, which writes the files.
 
     Raises:
-        CheckpointError: a part can't be saved in a way that loads again; says what to do.
+        CheckpointError: a part can't be saved in a way that loads as an equal part. The message says what to do.
     """
     adapters.check_savable(model)
     model.find_ties()
     describe(model)
     _check_rebuildable(model)
-    write = super(Composition, model).save_pretrained  # of transformers
-    # in the original format, tensors would not have the names of the state dict
+    write = super(Composition, model).save_pretrained  # the method of transformers
+    # in the original format, the names of tensors would differ from those in the state dict
     kwargs = {"is_main_process": is_main_process, "save_original_format": False, **kwargs}
     if not model.should_save_on_this_rank(is_main_process):
-        write(folder, **kwargs)  # takes part in gathering the weights
+        write(folder, **kwargs)  # this rank participates in gathering the weights
         return
     if kwargs.get("push_to_hub"):
         kwargs.setdefault("repo_id", str(folder).rstrip("/").rpartition("/")[2])
@@ -50,7 +50,10 @@ def save(model: Composition, folder: str | os.PathLike[str], is_main_process: bo
 
 
 def _check_rebuildable(model: Composition) -> None:
-    """Refuse parts whose weights differ from what their config describes. Builds them on the meta device."""
+    """Refuse parts whose weights differ from those that their config describes.
+
+    This function builds the parts on the meta device to compare the names and shapes of the weights.
+    """
     config = model.config
     parts = [("language_model", config.language_model, model.language_model, config.text_config)]
     for key, encoder in model.encoders.items():
@@ -69,7 +72,7 @@ def _check_rebuildable(model: Composition) -> None:
 
 
 def _check_written(model: Composition, folder: Path) -> None:
-    """Refuse to lose a tensor: each must be in the files, or be tied to one that is."""
+    """Check that every tensor is in the files, or is tied to a tensor in the files."""
     written = tensors.shapes_in(folder).keys()
     tied = {name for pair in model.all_tied_weights_keys.items() if not written.isdisjoint(pair) for name in pair}
     lost = sorted(model.state_dict().keys() - written - tied - set(model._keys_to_ignore_on_save or ()))

@@ -1,4 +1,4 @@
-"""Compare the tensors of a model with those of another one and with those in its files."""
+"""Compare the tensors of a model with the tensors of another model and with the tensors in its files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["different_names", "shapes_in"]
 
 
 def different_names(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of tensors that only one of two state dicts has, or that have different shapes in them."""
+    """Return the names of tensors that only one of two state dicts has, or whose shapes differ."""
     shapes = ({(name, tensor.shape) for name, tensor in tensors.items()} for tensors in (one, other))
     return sorted({name for name, _ in set.symmetric_difference(*shapes)})
 
 
 def shapes_in(folder: Path) -> dict[str, list[int]]:
-    """Shape of each tensor in the safetensors files of ``folder``, by name. Reads no values."""
+    """Return the shapes of all tensors in the safetensors files of ``folder``, by name, without reading values."""
     found = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:

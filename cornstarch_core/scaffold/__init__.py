@@ -1,1 +1,1 @@
-"""``cornstarch plugins new``: check the names, and write the project of a new plugin. Must not import torch."""
+"""Write the project of a new plugin for ``cornstarch plugins new``. This package must not import torch."""

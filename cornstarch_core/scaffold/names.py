@@ -1,4 +1,4 @@
-"""The names of a new plugin and its modality. Must not know the templates."""
+"""The names of a new plugin and its modality. This file must not depend on the templates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TAKEN = frozenset(
         *("bos", "eos", "mask", "pad", "s", "unk"),  # special tokens of a tokenizer: <pad>
     }
 )
-"""Identifiers that can't be a modality's key, because they mean something else to a model, processor or tokenizer."""
+"""Identifiers that can't be a modality's key, because a model, processor or tokenizer uses them otherwise."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Names:
     """All names of a new plugin.
 
     Args:
-        distribution: name to ``pip install``, in the grammar of PEP 508.
-        modality: what it encodes; the key in a model, the keyword of a processor.
+        distribution: name of the distribution, which users ``pip install``, in the grammar of PEP 508.
+        modality: name of the modality that the plugin encodes: the key in a model, and the keyword of a processor.
 
     Raises:
-        ValueError: one of them can't be used; the message says why, and suggests another.
+        ValueError: one of the names can't be used; the message says why, and suggests another name.
 
     Example:
         >>> names = Names("My.Plugin", "point_cloud")
@@ -50,17 +50,17 @@ class Names:
 
     @property
     def id(self) -> str:
-        """The plugin's id: its normalised name."""
+        """The id of the plugin: the normalised name of the distribution."""
         return normalise(self.distribution)
 
     @property
     def package(self) -> str:
-        """The package to import."""
+        """The name of the Python package."""
         return self.id.replace("-", "_")
 
     @property
     def prefix(self) -> str:
-        """The prefix of the names of its classes."""
+        """The prefix of the names of the plugin's classes."""
         return "".join(part[:1].upper() + part[1:] for part in self.modality.split("_"))
 
     def _check_distribution(self) -> None:
@@ -77,7 +77,7 @@ class Names:
                 f"choose another, such as cornstarch-{self.id}"
             )
         found = find_spec(self.package)
-        if found is not None and found.origin is not None:  # a folder without Python files has none
+        if found is not None and found.origin is not None:  # a folder without Python files has no origin
             raise ValueError(
                 f"NAME is {self.distribution!r}, so its package would be {self.package!r}, which exists already "
                 f"({found.origin}); choose another name, or uninstall that package"

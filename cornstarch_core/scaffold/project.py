@@ -1,7 +1,7 @@
 """Write the project of a new plugin from the files in ``template/``.
 
-The files contain ``$names`` for :class:`string.Template`. The suffix ``.template`` keeps tools from treating them as
-code of this project.
+The templates contain ``$names`` for :class:`string.Template`. Because of the suffix ``.template``, tools do not treat
+the templates as code of this project.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ FILES = {
     "tests/test_conformance.py": "test_conformance.py",
     "tests/test_encoder.py": "test_encoder.py",
 }
-"""The files of a project, and their templates."""
+"""The files of a project, each with the name of its template without the suffix."""
 
 _TEMPLATES = Path(__file__).parent / "template"
 
 
 def render(names: Names) -> dict[str, str]:
-    """Make the files of a project.
+    """Render the files of a project from their templates.
 
     Args:
-        names: the names of the plugin.
+        names: names of the plugin.
 
     Returns:
         The text of each file, by its path in the project.
@@ -61,17 +61,17 @@ def render(names: Names) -> dict[str, str]:
 
 
 def _compatible(version: str) -> str:
-    """The range of versions that are compatible with this one: its major version, or its minor version before 1.0."""
+    """Return the specifier of compatible versions: the same major version, or before 1.0 the same minor version."""
     major, minor = (int(part) for part in version.split(".")[:2])
     return f">={major}.{minor},<{major}.{minor + 1}" if major == 0 else f">={major}.{minor},<{major + 1}"
 
 
 def write(names: Names, folder: Path) -> None:
-    """Write a project.
+    """Write the files of a project to a folder.
 
     Args:
-        names: the names of the plugin.
-        folder: where to write it; the folder is created if it does not exist.
+        names: names of the plugin.
+        folder: folder of the project; it is created if it does not exist.
 
     Raises:
         FileExistsError: the folder is a file, or is not empty.

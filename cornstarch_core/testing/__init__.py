@@ -1,7 +1,7 @@
-"""The conformance kit: the checks of a plugin, as test classes that its author's tests inherit.
+"""The conformance kit: checks of a plugin, as test classes that the tests of the plugin inherit from.
 
-Needs pytest, which ``pip install "cornstarch-core[test]"`` installs. A check runs only if a test class inherits it.
-Importing this package is cheap; accessing the classes imports torch and transformers.
+The kit needs pytest, which ``pip install "cornstarch-core[test]"`` installs. A check runs only if a test class inherits
+it. Importing this package is fast; accessing the classes imports torch and transformers.
 """
 
 from importlib import import_module
@@ -17,7 +17,7 @@ _HOME = {"EncoderConformance": "encoder", "PluginConformance": "package"}
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that the child processes that load a plugin import neither pytest nor torch.
+    # The import is lazy, so that the child processes that load a plugin import neither pytest nor torch.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -18,17 +18,17 @@ from .pieces import WORDS
 __all__ = ["Composed", "Sample", "distance", "seeded"]
 
 Sample = tuple[int, Sequence[Any]]
-"""How many words a sample has, and its items."""
+"""``(number of words, media items)`` of a sample."""
 
 
 @dataclass(frozen=True)
 class Composed:
-    """A model of one encoder, with its processor.
+    """A model with one encoder, and its processor.
 
     Args:
-        key: modality key.
-        model: in eval mode.
-        processor: for the model.
+        key: modality key of the encoder.
+        model: the model, in eval mode.
+        processor: the processor of the model.
     """
 
     key: str
@@ -41,29 +41,29 @@ class Composed:
         return self.model.encoders[self.key]
 
     def prepare(self, items: Sequence[Any]) -> tuple[dict[str, Any], list[int]]:
-        """Encoder inputs of these items, and how many features are counted for each."""
+        """Return the encoder inputs of ``items``, and the counted number of features of each item."""
         inputs, (counts,) = self.processor.modalities[self.key].prepare([items], {})
         return inputs, counts
 
     def features(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Projected features of all items, ``(N, D)``."""
+        """Return the projected features of all items, ``(tokens of all items, embedding width)``."""
         return flatten(self.encoder(**inputs)[0])
 
     def batch(self, *samples: Sample, **options: Any) -> dict[str, Any]:
-        """What the processor makes of samples: placeholders, one an item, then words."""
+        """Return the processor's batch of samples, whose texts are one placeholder for each item and then the words."""
         token = self.processor.tokens[self.key]
         texts = [" ".join([*[token] * len(items), *(WORDS * words)[:words]]) for words, items in samples]
         media: dict[str, Any] = {self.key: [list(items) for _, items in samples]}
         return dict(self.processor(text=texts, **media, **options))
 
     def loss(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The language model's loss over all words of a batch."""
+        """Return the language model's loss over all words of a batch."""
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         return self.model(**batch, labels=labels).loss
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference of two tensors, as a part of the largest entry; infinite if the shapes differ."""
+    """Return the largest difference of two tensors, relative to the largest entry; infinity if the shapes differ."""
     if one.shape != other.shape:
         return float("inf")
     largest = max(float(other.abs().max()), 1e-12) if other.numel() else 1.0
@@ -72,7 +72,7 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random weights are the same in every run; the caller's generator stays as it was."""
+    """Seed torch's random generator in the ``with`` block, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

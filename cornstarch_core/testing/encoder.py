@@ -1,4 +1,4 @@
-"""All checks of an encoder in one class."""
+"""The test class with all checks of an encoder."""
 
 from __future__ import annotations
 
@@ -10,23 +10,28 @@ __all__ = ["EncoderConformance"]
 
 
 class EncoderConformance(FeatureChecks, TrainingChecks, ModelChecks):
-    """The checks of one encoder of a plugin, run on a small real one. Inherit it in a class that pytest collects.
+    """The checks of one encoder of a plugin. Inherit from this class in a test class that pytest collects.
 
-    The language model, a tiny Llama, and the tokenizer come from here. One class takes a few seconds.
+    The checks compose a small encoder, which the subclass makes, with a tiny Llama and a tokenizer, which this kit
+    provides. All checks of one encoder take a few seconds.
 
     Attributes:
-        encoder: name of its :class:`~cornstarch_core.specs.EncoderSpec`, ``"cornstarch-series/patches"`` or bare.
-        key: modality key in the model; default: the spec's ``modality``.
-        callbacks: name of registered callbacks to run with it; default: none.
-        callback_options: options for them.
-        projection_type: of the projector, ``"linear"``, ``"mlp"`` or one that a plugin registers.
-        lora_targets: names of layers for LoRA; default: all layers of one kind, linear ones first, that get gradients.
-        rounds: how many random batches are counted.
-        tolerance: how much an item's features may depend on its batch, as a fraction of the largest feature.
-        bf16_tolerance: how much features may differ in bfloat16, as a fraction of their norm.
+        encoder: name of the encoder's :class:`~cornstarch_core.specs.EncoderSpec`: qualified,
+            ``"cornstarch-series/patches"``, or bare, ``"patches"``.
+        key: modality key of the encoder in the model; default: the spec's ``modality``.
+        callbacks: name of the registered callbacks to use with the encoder; default: no callbacks.
+        callback_options: options for the callbacks.
+        projection_type: type of the projector: ``"linear"``, ``"mlp"`` or a type that a plugin registers.
+        lora_targets: names of the layers that LoRA wraps; default: all layers of one type that get gradients, where
+            linear layers are preferred to other types.
+        rounds: number of random batches with which features are counted and compared.
+        tolerance: largest allowed difference between an item's features alone and in a batch, as a fraction of the
+            largest feature.
+        bf16_tolerance: largest allowed difference between features in bfloat16 and in float32, as a fraction of the
+            norm of the features.
 
-    Define :meth:`make_module` and :meth:`make_items`. If a check can't hold for an encoder, override it in the subclass
-    with ``@pytest.mark.xfail(reason="...")``, and call ``super()``.
+    A subclass defines :meth:`make_module` and :meth:`make_items`. If an encoder can't pass a check, override the check
+    in the subclass, mark it with ``@pytest.mark.xfail(reason="...")``, and call ``super()`` in it.
 
     Example:
         >>> from cornstarch_core.testing import EncoderConformance

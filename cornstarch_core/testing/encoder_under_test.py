@@ -1,4 +1,4 @@
-"""The encoder under test: what its author gives, and the model that is composed with it for all checks."""
+"""The encoder under test: the methods that its author defines, and the model that the checks compose with it."""
 
 from __future__ import annotations
 
@@ -23,50 +23,50 @@ from .promises import Promises, fail, say
 
 __all__ = ["EncoderUnderTest"]
 
-_TRIES = 20  # calls of make_items until there are enough
+_TRIES = 20  # maximum number of calls of make_items to get enough items
 
 
 class EncoderUnderTest(Promises):
-    """What the checks of an encoder look at; :class:`~cornstarch_core.testing.EncoderConformance` describes it."""
+    """Base class of the checks of an encoder; :class:`~cornstarch_core.testing.EncoderConformance` documents it."""
 
     encoder: str
     key: str | None = None
     callbacks: str | None = None
-    callback_options: dict[str, Any] = {}  # noqa: RUF012 - read only; authors write it like this, too
+    callback_options: dict[str, Any] = {}  # noqa: RUF012 - read only; plugin authors write it like this, too
     projection_type: str = "linear"
     lora_targets: list[str] | None = None
     rounds: int = 5
     tolerance: float = 1e-4
     bf16_tolerance: float = 0.1
 
-    # --- what an author gives -----------------------------------------------------------------------------------------
+    # --- what an author defines ---------------------------------------------------------------------------------------
 
     def make_module(self) -> nn.Module:
-        """A small encoder with random weights, as a user would pass it to ``ModalEncoderModule``."""
+        """Return a small encoder with random weights, of the class that users pass to ``ModalEncoderModule``."""
         raise NotImplementedError("give make_module(self), which returns a small encoder")
 
     def make_items(self, rng: np.random.Generator) -> list[Any]:
-        """One or more random items as users pass them, of various sizes."""
+        """Return a list of one or more random media items of various sizes, in the form in which users pass them."""
         raise NotImplementedError("give make_items(self, rng), which returns a list of random items")
 
     def make_language_model(self) -> nn.Module:
-        """The language model; default: a tiny Llama."""
+        """Return the language model; by default a tiny Llama."""
         return tiny_language_model()
 
     # --- what is composed with it -------------------------------------------------------------------------------------
 
     @property
     def registration(self) -> Registration[EncoderSpec]:
-        """What is registered for the encoder."""
+        """The registration of the encoder's spec."""
         return registry().lookup("encoders", self.encoder)
 
     @property
     def composed(self) -> Composed:
-        """The model that the checks share; those that change one take a :meth:`fresh` one."""
+        """The model that the checks share. A check that changes the model uses a :meth:`fresh` one."""
         return self.keep("composed", self.compose)
 
     def compose(self, change: Callable[[nn.Module], nn.Module] = lambda module: module) -> Composed:
-        """Make a model and its processor, in eval mode; the same each time, except for a ``change`` of the module."""
+        """Make a model in eval mode and its processor, always with the same weights; ``change`` replaces the module."""
         key, options = self.key or self.registration.spec.modality, deepcopy(self.callback_options)
         with seeded(0):
             module, language_model = self.make_module(), self.make_language_model()
@@ -77,13 +77,13 @@ class EncoderUnderTest(Promises):
         return Composed(key, model.eval(), MultimodalProcessor(tokenizer=tiny_tokenizer(), model=model))
 
     def fresh(self) -> Composed:
-        """A second model with the weights of :attr:`composed`."""
+        """Return a new model with the weights of :attr:`composed`."""
         composed = self.compose()
         composed.model.load_state_dict(self.composed.model.state_dict())
         return composed
 
     def items(self, seed: int, least: int = 1) -> list[Any]:
-        """Random items of as many calls of :meth:`make_items` as needed."""
+        """Return at least ``least`` random items, from as many calls of :meth:`make_items` as needed."""
         rng, found = np.random.default_rng(seed), []
         for _ in range(_TRIES):
             found += self.make_items(rng)
@@ -92,13 +92,13 @@ class EncoderUnderTest(Promises):
         self.fail(f"{_TRIES} calls of make_items gave {len(found)} items.", "Let it return one or more.")
 
     def prepare(self, items: list[Any]) -> tuple[dict[str, Any], list[int]]:
-        """Encoder inputs of items with the number of features that are counted for each; or advice."""
+        """Return the encoder inputs of items, and the feature count of each; on an error, fail with advice."""
         fix = f"Let make_items return what users pass, or look at the ProcessorSpec's target and at {self.counting}."
         with self.failing(f"{len(items)} items of make_items can't be prepared and counted", fix):
             return self.composed.prepare(items)
 
     def features(self, items: list[Any]) -> list[torch.Tensor]:
-        """Projected features of each item, ``(tokens, D)``, without gradients."""
+        """Return the projected features of each item, ``(tokens, embedding width)``, without gradients."""
         inputs, counts = self.prepare(items)
         fix = "Let forward accept all that the processor makes of such items, also of a single one."
         with self.failing(f"{self.module_name} can't be run on {len(items)} items of make_items", fix), torch.no_grad():
@@ -113,7 +113,7 @@ class EncoderUnderTest(Promises):
 
     @contextmanager
     def failing(self, what: str, fix: str, kind: type[Exception] = Exception) -> Iterator[None]:
-        """Fail a check, with advice, if the code inside raises an error of this kind."""
+        """Fail a check, with the advice ``fix``, if the code in the ``with`` block raises an error of type ``kind``."""
         try:
             yield
         except kind as error:
@@ -121,17 +121,17 @@ class EncoderUnderTest(Promises):
 
     @property
     def module_name(self) -> str:
-        """The class of its module."""
+        """The name of the class of the encoder's module."""
         return type(unwrap(self.composed.encoder.module)).__name__
 
     @property
     def target(self) -> str:
-        """The class that its spec names."""
+        """The name of the class that is the target of the encoder's spec."""
         return self.registration.spec.target.rpartition(":")[2]
 
     @property
     def counting(self) -> str:
-        """The functions that count its features."""
+        """The names of the functions that count the encoder's features, for messages."""
         encoder, names = self.composed.encoder, ("num_tokens_before_projector", "num_tokens_after_projector")
         given = [name for name in names if getattr(encoder.callbacks, name) is not None]
         functions = [f"{self.target}.num_tokens", *(f"{name} of callbacks {self.callbacks!r}" for name in given)]

@@ -1,4 +1,4 @@
-"""The checks of an encoder's features: their width, their number, and that other items do not change them."""
+"""The checks of an encoder's features: their width, their number, and their independence of other items."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WIDTH = "test_features_are_as_wide_as_it_says"
 COUNTS = "test_features_are_as_many_as_were_counted"
 DUMMIES = "test_dummy_inputs_are_one_valid_item"
 ALONE = "test_features_do_not_depend_on_the_rest_of_the_batch"
-"""Names of checks that others build on."""
+"""Names of checks that other checks depend on."""
 
 
 class FeatureChecks(EncoderUnderTest):
@@ -47,7 +47,7 @@ class FeatureChecks(EncoderUnderTest):
         if getattr(module, "config", None) is None:
             fix = f"Keep in {cls.__name__}.config what they read; it is None now."
         with self.failing("no model with its processor can be composed", fix):
-            self.composed  # noqa: B018 - makes it
+            self.composed  # noqa: B018 - composes the model
 
     @promise(DESCRIBED)
     def test_features_are_as_wide_as_it_says(self) -> None:
@@ -77,7 +77,7 @@ class FeatureChecks(EncoderUnderTest):
         self._check_width("leave it for the language model", leaving, width, "what the ProjectorSpec's target builds")
 
     def _inputs_advice(self) -> str:
-        """What to change: the names in the spec, if ``forward`` does not take them, or what the processor makes."""
+        """Advise to change the names in the spec, if ``forward`` does not accept them, or the processor's output."""
         forward = inspect.signature(unwrap(self.composed.encoder.module).forward)
         names = self.registration.spec.input_names
         given, taken = ", ".join(names), ", ".join(forward.parameters)
@@ -157,5 +157,5 @@ def _shown(inputs: dict[str, Any]) -> str:
 
 
 def _shape(value: object) -> str:
-    """The shape of a tensor, the type of anything else."""
+    """Return the shape of a tensor, or the type of another value, as text."""
     return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else f"({type(value).__name__})"

@@ -1,4 +1,4 @@
-"""The checks of a model with the encoder in it: it generates, saves and loads, or says which plugin is missing."""
+"""The checks of a model with the encoder: generation, saving, loading, and the error if the plugin is missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WITH_LOGITS: dict[str, Any] = {"return_dict_in_generate": True, "output_logits"
 
 
 class ModelChecks(EncoderUnderTest):
-    """The checks of a model with the encoder in it."""
+    """The checks of a model that contains the encoder."""
 
     @promise(ALONE)
     def test_generation_with_left_padding_equals_single(self) -> None:
@@ -52,11 +52,11 @@ class ModelChecks(EncoderUnderTest):
                         "features are the same.",
                         fix,
                     )
-                if one[row].argmax() != single.argmax():  # a tie within the tolerance; what follows differs rightly
+                if one[row].argmax() != single.argmax():  # a tie within the tolerance, after which the texts may differ
                     break
 
     def _generate(self, *samples: Sample) -> tuple[torch.Tensor, ...]:
-        """Logits ``(B, vocabulary)`` of each new token."""
+        """Return the logits of each new token, ``(samples, vocabulary)``."""
         batch = self.composed.batch(*samples, padding_side="left")
         return self.composed.model.generate(**batch, **_GREEDY, **_WITH_LOGITS).logits
 
@@ -99,7 +99,7 @@ class ModelChecks(EncoderUnderTest):
             record = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("plugins") or []
             for plugin in sorted({self.registration.plugin, *(entry["distribution"] for entry in record)}):
                 said: Exception | None = None
-                # As in a process that was started without this plugin; then all is as it was.
+                # Act as a process that is started without this plugin; both patches are undone at the end of the block.
                 fresh = patch.object(manager, "_registry", manager.PluginRegistry())
                 with patch.dict(os.environ, {BLOCK: plugin}), fresh:
                     try:
@@ -115,7 +115,7 @@ class ModelChecks(EncoderUnderTest):
 
     @contextmanager
     def _saved_model(self) -> Iterator[str]:
-        """A folder with the model."""
+        """Save the model to a temporary folder, and yield the folder."""
         fix = "Keep in module.config what JSON holds, and weights in parameters and buffers that share no memory."
         with tempfile.TemporaryDirectory() as folder:
             with self.failing("a model with it can't be saved", fix):
@@ -124,7 +124,7 @@ class ModelChecks(EncoderUnderTest):
 
 
 def _leaves(value: object, name: str = "a batch") -> Iterator[tuple[str, object]]:
-    """Every value in a batch with its name; tensors as plain data, so that they compare by dtype and value."""
+    """Yield every value in a batch with its name; a tensor as ``(dtype, list)``, so that tensors can be compared."""
     if isinstance(value, Mapping):
         for key, one in value.items():
             yield from _leaves(one, str(key))

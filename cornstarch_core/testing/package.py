@@ -1,4 +1,4 @@
-"""The checks of a plugin package, whatever it registers."""
+"""The test class with the checks of a plugin package, independent of what the plugin registers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["PluginConformance", "ask"]
 
 
 class PluginConformance(Promises):
-    """The checks of a plugin package. Inherit it in a class that pytest collects.
+    """The checks of a plugin package. Inherit from this class in a test class that pytest collects.
 
     Attributes:
         distribution: name of the installed distribution, for example ``"cornstarch-series"``.
-        heavy: modules that activating it must not import.
+        heavy: names of modules that must not be imported when the plugin is activated.
 
     One check starts a process that imports transformers, which takes a few seconds.
 
@@ -42,12 +42,12 @@ class PluginConformance(Promises):
 
     @property
     def plugin(self) -> str:
-        """The plugin's id."""
+        """The id of the plugin: the normalised name of its distribution."""
         return normalise(self.distribution)
 
     @property
     def registrations(self) -> list[Registration[Any]]:
-        """What it registers."""
+        """The registrations of the plugin."""
         return registered_by(self.plugin)
 
     # --- checks -------------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ class PluginConformance(Promises):
     def test_it_is_active(self) -> None:
         """The plugin is installed, found by its entry point, and follows the rules for hooks."""
         registry().activate()
-        infos = registry().plugins()  # of two copies, the one that Python imports comes first
+        infos = registry().plugins()  # if two copies are installed, the one that Python imports comes first
         info = next((info for info in infos if info.id == self.plugin), None)
         if info is None:
             others = ", ".join(info.id for info in infos)

@@ -10,13 +10,13 @@ __all__ = ["WORDS", "tiny_language_model", "tiny_tokenizer"]
 
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 WORDS = ("what", "is", "this", "it", "rises", "falls", "and", "then", "a", "the")
-"""The words that the tokenizer knows."""
+"""The words in the tokenizer's vocabulary."""
 
 
 def tiny_language_model() -> LlamaForCausalLM:
-    """A Llama of two layers in eval mode, float32, whose embeddings are 40 wide.
+    """Return a float32 Llama in eval mode with two layers and embeddings of width 40.
 
-    Its initial weights are larger than usual, so that the features of an encoder change the logits.
+    The initial weights are larger than usual, so that the features of an encoder change the logits.
     """
     config = LlamaConfig(
         vocab_size=len(_SPECIAL) + len(WORDS),
@@ -35,7 +35,7 @@ def tiny_language_model() -> LlamaForCausalLM:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each of :data:`WORDS`."""
+    """Return a tokenizer with one token for each of :data:`WORDS`."""
     vocabulary = {token: index for index, token in enumerate((*_SPECIAL, *WORDS))}
     model = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

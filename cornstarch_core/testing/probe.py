@@ -1,6 +1,6 @@
-"""What the kit checks in a separate process: the imports of a plugin, its second activation, and its side effects.
+"""Functions that the kit runs in a separate process: they report a plugin's imports, its specs and its side effects.
 
-Runs in the child process. Must not import torch, transformers or pytest at the top; returns plain data.
+The functions return plain data. The top level of this file must not import torch, transformers or pytest.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["activate_twice", "changed_mappings", "heavy_imports", "main", "plain
 
 
 def main(name: str, *arguments: object) -> None:
-    """Run one of the functions below, and print what it returns as the last line."""
+    """Run one of the functions below, and print its result as JSON in the last line."""
     print("\n" + json.dumps(globals()[name](*arguments)))
 
 
 def heavy_imports(plugin: str, heavy: Collection[str]) -> dict[str, str]:
-    """The modules of ``heavy`` that activating a plugin imports, each with the file and line of the import."""
+    """Return the modules of ``heavy`` that activating a plugin imports, with the file and line of each import."""
     watcher = _Watcher(heavy)
     sys.meta_path.insert(0, watcher)
     _load(plugin)
@@ -39,13 +39,13 @@ def heavy_imports(plugin: str, heavy: Collection[str]) -> dict[str, str]:
 
 
 def activate_twice(plugin: str) -> list[list[Any] | str]:
-    """What a plugin registers the first and the second time, as :func:`plain` returns it, or the error as text."""
+    """Activate a plugin twice, and return for each time its specs as :func:`plain` data, or the error as text."""
     return [_activated(plugin) for _ in range(2)]
 
 
 def changed_mappings(plugins: Collection[str]) -> list[str]:
-    """Entries of transformers' auto mappings that plugins and their targets add or change when they are imported."""
-    for core in ("collator", "model", "processor"):  # the core registers its own
+    """Return the entries of transformers' auto mappings that importing plugins and their targets adds or changes."""
+    for core in ("collator", "model", "processor"):  # these modules of the core register entries themselves
         import_module(f"cornstarch_core.{core}")
     before = _mappings()
     for plugin in plugins:
@@ -58,7 +58,7 @@ def changed_mappings(plugins: Collection[str]) -> list[str]:
 
 
 def plain(offers: list[tuple[str, Spec[Any]]]) -> list[list[Any]]:
-    """Specs with their kinds as data for JSON, sorted."""
+    """Convert specs and their kinds to sorted data that JSON can hold."""
     return sorted(json.loads(json.dumps([[kind, asdict(spec)] for kind, spec in offers])), key=json.dumps)
 
 
@@ -74,14 +74,14 @@ def _activated(plugin: str) -> list[list[Any]] | str:
 
 
 class _Watcher:
-    """A finder in ``sys.meta_path`` that sees every import, and finds nothing itself."""
+    """A finder in ``sys.meta_path`` that records imports, and finds no module itself."""
 
     def __init__(self, heavy: Collection[str]) -> None:
         self.heavy = heavy
         self.found: dict[str, str] = {}
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        """Note the first import of each heavy module."""
+        """Record the first import of each heavy module."""
         if name in self.heavy and name not in self.found:
             frame: FrameType | None = sys._getframe(1)
             while frame is not None and "importlib" in frame.f_code.co_filename:
@@ -91,10 +91,10 @@ class _Watcher:
 
 
 def _mappings() -> dict[str, str]:
-    """All that was registered in transformers' auto classes: ``{"MODEL_MAPPING[ToyConfig]": ...}``.
+    """Return the registered entries of transformers' auto classes: ``{"MODEL_MAPPING[ToyConfig]": ...}``.
 
-    The built-in entries are in tables of names, and those that were registered later are in other tables (5.17 to
-    5.23).
+    In transformers 5.17 to 5.23, built-in entries are in tables of names, and entries that are registered later are in
+    other tables.
     """
     import pkgutil
 

@@ -1,6 +1,6 @@
-"""The base of the kit's test classes: checks that build on each other, and failures that say what to change.
+"""The base of the kit's test classes: checks that depend on other checks, and failures that say what to change.
 
-Must not know what is checked.
+This file contains no check, and must not depend on what the checks test.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NOT_THE_AUTHORS = ("cornstarch_core", "importlib", "peft", "pluggy", "torch", "
 
 
 class Promises:
-    """Base of the test classes. It keeps what is costly to make for all tests of a class."""
+    """Base of the test classes. It caches, for all tests of a class, objects that take long to make."""
 
     _kept: dict[str, Any]
 
@@ -29,21 +29,21 @@ class Promises:
         cls._kept = {}
 
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
-        """What ``make()`` returned the first time."""
+        """Return the cached result of the first call of ``make()`` under this name."""
         if name not in self._kept:
             self._kept[name] = make()
         return self._kept[name]
 
     def holds(self, name: str) -> bool:
-        """Whether the check of this name passes, or a subclass has removed it (``test_x = None``)."""
+        """Whether the check of this name passes, or is removed by a subclass (``test_x = None``)."""
         return self.keep(name, lambda: getattr(self, name) is None or _passes(getattr(self, name)))
 
 
 def promise(*needs: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Skip a check if one that it builds on fails, so that one mistake gives one failure.
+    """Make a decorator that skips a check if one of its prerequisites fails, so that one mistake gives one failure.
 
     Args:
-        *needs: names of the checks that it builds on.
+        *needs: names of the checks that have to pass before the decorated check runs.
     """
 
     def decorate(check: Callable[..., None]) -> Callable[..., None]:
@@ -60,17 +60,17 @@ def promise(*needs: str) -> Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def fail(found: str, fix: str) -> NoReturn:
-    """Fail a check with two lines; pytest shows nothing else.
+    """Fail a check with a message of two lines, which pytest shows without a traceback.
 
     Args:
-        found: the plugin, what was expected, and what was found.
-        fix: what to change, by the names of spec fields and methods.
+        found: sentence that names the plugin, what the check expects, and what it found.
+        fix: sentence that says which spec fields or methods to change.
     """
     raise pytest.fail.Exception(f"{found}\n  fix: {fix}", pytrace=False) from None
 
 
 def say(error: BaseException) -> str:
-    """An error in one line, with the place in the author's code that raised it.
+    """Describe an error in one line, with the line of the plugin's code that raised it.
 
     Returns:
         For example ``"RuntimeError: mat1 and mat2 must have the same dtype (encoder.py, line 12)"``.
@@ -84,7 +84,7 @@ def say(error: BaseException) -> str:
 
 
 def _others() -> tuple[str, ...]:
-    """The folders of code that is not the author's."""
+    """Return the folders of code that does not belong to the plugin."""
     specs = [find_spec(name) for name in _NOT_THE_AUTHORS]
     folders = [folder for spec in specs if spec is not None for folder in spec.submodule_search_locations or ()]
     return (*(os.path.join(folder, "") for folder in folders), "<frozen")

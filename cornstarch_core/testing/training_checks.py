@@ -19,7 +19,7 @@ from .promises import promise
 __all__ = ["GRADIENTS", "TrainingChecks"]
 
 GRADIENTS = "test_gradients_reach_every_weight_that_is_used"
-"""Name of a check that others build on."""
+"""Name of a check that other checks depend on."""
 
 _WRAPPABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
 
@@ -47,7 +47,7 @@ class TrainingChecks(EncoderUnderTest):
             self.fail(f"gradients of {', '.join(wild[:3])} are not finite on {len(items)} items of make_items.", fix)
 
     def _train(self) -> Composed:
-        """A model after a backward pass with all of its encoder trainable."""
+        """Return a model whose whole encoder is trainable, after one backward pass."""
         composed = self.fresh()
         composed.model.set_trainable(encoders={composed.key: (True, True)})
         fix = f"Look in {self.module_name}.forward and callbacks for operations in place (x += y), and inference_mode."
@@ -84,7 +84,7 @@ class TrainingChecks(EncoderUnderTest):
             )
 
     def _find_targets(self) -> list[str]:
-        """Names of the layers whose weights got gradients, of the kind that comes first in ``_WRAPPABLE``."""
+        """Return the names of the layers with gradients, all of the first type in ``_WRAPPABLE`` that has any."""
         layers = unwrap(self.keep("trained", self._train).encoder.module).named_modules()
         used = {name: type(layer) for name, layer in layers if name and _has_gradient(getattr(layer, "weight", None))}
         of_kinds = ([name for name, kind in used.items() if kind is wanted] for wanted in _WRAPPABLE)
@@ -141,7 +141,7 @@ def _is_finite(value: torch.Tensor | None) -> bool:
 
 @torch.no_grad()
 def _matters(weight: nn.Parameter, features: Callable[[], torch.Tensor]) -> bool:
-    """Whether the features change when a weight does."""
+    """Whether a change of the weight changes the features."""
     if not weight.is_floating_point():
         return False
     before, kept = features(), weight.clone()

@@ -1,4 +1,6 @@
-"""Help for those who train: loops, optimizers and sharding are other libraries' to do. Must not know any modality.
+"""Functions that help to train a model with other libraries' training loops, optimizers and sharding.
+
+This package contains no code for a particular modality.
 
 The *parts* of a model are ``"language_model"``, and for each modality ``"<key>.module"``, ``"<key>.projector"`` and
 ``"<key>.callbacks"``; ``"<key>"`` stands for all three.

@@ -1,4 +1,4 @@
-"""What a training step really trained, part by part."""
+"""A report of what a training step trained in each part of a model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class PartReport:
     """What a step did to one part.
 
     Args:
-        name: of the part.
-        parameters: how many numbers it holds.
-        trainable: how many of them are trainable.
-        with_gradient: how many of those have a gradient.
-        zero_gradient: how many of those belong to a tensor whose gradient is zero everywhere.
-        runs: how often the part ran since the model was composed; ``None``: not counted.
+        name: name of the part.
+        parameters: number of elements of all its parameters.
+        trainable: number of elements of the trainable parameters.
+        with_gradient: number of elements of the trainable parameters that have a gradient.
+        zero_gradient: number of elements of the trainable parameters whose gradient is zero everywhere.
+        runs: number of calls of the part's encoder since the model was composed; ``None`` if calls are not counted.
     """
 
     name: str
@@ -41,11 +41,11 @@ class PartReport:
 
 @dataclass(frozen=True)
 class Audit:
-    """What :func:`audit` found; ``print`` shows it as a table.
+    """The result of :func:`audit`; ``print`` shows it as a table.
 
     Args:
-        parts: a report of each part.
-        mistakes: what is certainly wrong, in words; empty if nothing is.
+        parts: a report for each part.
+        mistakes: a sentence for each mistake; empty if there are no mistakes.
     """
 
     parts: tuple[PartReport, ...]
@@ -58,7 +58,7 @@ class Audit:
         return "\n".join([*lines, *(f"! {mistake}" for mistake in self.mistakes)])
 
     def __rich__(self) -> Any:
-        """The same as a table of rich, if rich is installed: ``rich.print(audit(mllm))``."""
+        """Return the report as a table of rich, if rich is installed: ``rich.print(audit(mllm))``."""
         from rich.console import Group
         from rich.table import Table
 
@@ -71,15 +71,15 @@ class Audit:
 def audit(model: nn.Module, *, warn: bool = True) -> Audit:
     """Report which parts of a model got gradients in its first backward pass, and warn of likely mistakes.
 
-    Call it after ``loss.backward()`` and before ``optimizer.zero_grad()``. It reads every gradient once, which costs
-    device syncs, so do not call it in every step.
+    Call this function after ``loss.backward()`` and before ``optimizer.zero_grad()``. It reads every gradient once,
+    which synchronises with the device, so do not call it in every step.
 
     Args:
         model: a :class:`~cornstarch_core.MultimodalModel`, wrapped by PEFT or not.
-        warn: whether to warn of the mistakes, too.
+        warn: whether to emit a warning for each mistake.
 
     Returns:
-        A table of the parts, and the mistakes: adapters in an encoder whose own weights are frozen, an encoder that
+        A report for each part, and the mistakes: adapters in an encoder whose own weights are frozen, an encoder that
         never ran, and trainable parts or weights without a gradient.
 
     Example:

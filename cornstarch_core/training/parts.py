@@ -1,4 +1,4 @@
-"""The parts of a model, which train or are frozen one by one."""
+"""The parts of a model, each of which can be trained or frozen separately."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ __all__ = ["Part", "multimodal_model", "parts_of"]
 
 @dataclass(frozen=True)
 class Part:
-    """One part.
+    """One part of a model.
 
     Args:
-        name: ``"language_model"``, ``"<key>.module"``, ``"<key>.projector"`` or ``"<key>.callbacks"``.
-        parameters: its own, by their names in it; one that two parts share belongs to the first.
-        module: holds the parameters; ``None`` for ready-made embeddings.
+        name: name of the part: ``"language_model"``, ``"<key>.module"``, ``"<key>.projector"`` or
+            ``"<key>.callbacks"``.
+        parameters: parameters of the part, by their names in it; a parameter that two parts share belongs to the first.
+        module: module with the parameters; ``None`` for ready-made embeddings.
         encoder: the encoder that the part belongs to; ``None`` for the language model.
     """
 
@@ -36,10 +37,10 @@ class Part:
 
 
 def multimodal_model(model: nn.Module) -> MultimodalModel:
-    """The :class:`~cornstarch_core.MultimodalModel` that ``model`` is, or that PEFT wraps.
+    """Return ``model``, or the model that PEFT wraps, if it is a :class:`~cornstarch_core.MultimodalModel`.
 
     Raises:
-        TypeError: it is of another kind.
+        TypeError: the model is of another class.
     """
     mllm = unwrap(model)
     if not isinstance(mllm, MultimodalModel):
@@ -48,13 +49,13 @@ def multimodal_model(model: nn.Module) -> MultimodalModel:
 
 
 def parts_of(model: nn.Module) -> dict[str, Part]:
-    """Every part by its name, the language model last; parts without parameters are left out, except encoders.
+    """Return the parts of a model by name, the language model last; projectors and callbacks only with parameters.
 
     Args:
         model: a :class:`~cornstarch_core.MultimodalModel`, wrapped by PEFT or not.
 
     Raises:
-        TypeError: it is of another kind.
+        TypeError: ``model`` is not a ``MultimodalModel``.
     """
     mllm = multimodal_model(model)
     places: list[tuple[str, nn.Module | None, ModalEncoderModule | None]] = []

@@ -1,4 +1,4 @@
-"""Learning rates by part, for any optimizer of torch."""
+"""Parameter groups for torch's optimizers, with a learning rate for each part of a model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ __all__ = ["parameter_groups"]
 
 
 def parameter_groups(model: nn.Module, lr: Mapping[str, float], weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Groups for an optimizer, with a learning rate for each part.
+    """Make parameter groups for an optimizer, with a learning rate for each part.
 
     Args:
         model: a :class:`~cornstarch_core.MultimodalModel`, wrapped by PEFT or not.
-        lr: ``{part: learning rate}``; ``"vision"`` covers the module, the projector and the callbacks of that modality,
-            unless they have a rate of their own.
-        weight_decay: for matrices; biases, norms and other vectors get none.
+        lr: dictionary ``{part: learning rate}``. A modality key such as ``"vision"`` sets the rate of the modality's
+            module, projector and callbacks, except those that have an entry themselves.
+        weight_decay: weight decay of parameters with two or more dimensions; biases, norms and other vectors have a
+            weight decay of 0.
 
     Returns:
-        One or two groups a part, with ``params``, ``lr``, ``weight_decay`` and ``name``. They hold only trainable
-        parameters, each once.
+        One or two groups for each part, with the entries ``params``, ``lr``, ``weight_decay`` and ``name``. The groups
+        contain each trainable parameter once, and no frozen parameter.
 
     Raises:
         ValueError: a part is unknown or frozen, or a trainable part has no learning rate.

@@ -1,4 +1,4 @@
-"""The checkpoint of a Trainer to resume a run from, also after it was killed in the middle of saving one."""
+"""Find the checkpoint to resume a Trainer's run from, even if the run was killed while it saved a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from safetensors import SafetensorError, safe_open
 __all__ = ["last_checkpoint"]
 
 _STATE = "trainer_state.json"
-_WEIGHTS = ("model", "pytorch_model", "adapter_model", "global_step")  # also as folders: of FSDP, of DeepSpeed
+_WEIGHTS = ("model", "pytorch_model", "adapter_model", "global_step")  # files, or folders of FSDP and DeepSpeed
 _OPTIMIZER = ("optimizer", "global_step")
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
-    """The newest whole checkpoint in the ``output_dir`` of a transformers ``Trainer``, or ``None``.
+    """Find the newest complete checkpoint in the ``output_dir`` of a transformers ``Trainer``.
 
-    ``Trainer.train(resume_from_checkpoint=True)`` takes the newest folder, even if it is incomplete. A run that resumes
-    from the result of this function ends like an uninterrupted run: the weights, the optimizer, the schedule, the
-    position in the data and the random state are those of that step.
+    ``Trainer.train(resume_from_checkpoint=True)`` uses the newest folder, even if it is incomplete. A run that resumes
+    from the result of this function ends like an uninterrupted run, because the checkpoint contains the weights, the
+    optimizer, the schedule, the position in the data and the random state of its step.
 
     Args:
-        folder: the ``output_dir``; may be missing.
+        folder: the ``output_dir`` of the Trainer; it does not need to exist.
 
     Returns:
-        The path of a ``checkpoint-<step>`` in it. Incomplete ones, and those without an optimizer, are skipped with a
-        warning; the Trainer writes them again when it reaches that step. Another number of ranks gives a warning, too.
+        The path of a folder ``checkpoint-<step>``, or ``None`` if there is no complete checkpoint. Checkpoints that are
+        incomplete or have no optimizer are skipped with a warning; the Trainer writes them again when it reaches their
+        step. There is also a warning if the checkpoint was saved with another number of ranks.
 
     Example:
         >>> last_checkpoint("no/such/folder") is None
@@ -52,7 +53,7 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
 
 
 def _problems(checkpoint: Path) -> Iterator[str]:
-    """What is missing or cut off; the state is the last file that the Trainer writes."""
+    """Yield what is missing or cut off. The Trainer writes its state after all other files."""
     names = [path.name for path in checkpoint.iterdir()]
     if _STATE not in names:
         yield f"no {_STATE}"
@@ -72,7 +73,7 @@ def _is_cut_off(file: Path) -> bool:
         elif file.suffix == ".safetensors":
             with safe_open(file, framework="pt"):
                 pass
-        elif file.suffix in (".pt", ".pth", ".bin"):  # torch writes archives, the table of contents last
+        elif file.suffix in (".pt", ".pth", ".bin"):  # zip archives, whose table of contents is written last
             return not zipfile.is_zipfile(file)
     except (SafetensorError, OSError, ValueError):
         return True
@@ -80,7 +81,7 @@ def _is_cut_off(file: Path) -> bool:
 
 
 def _warn_of_other_ranks(checkpoint: Path) -> None:
-    """Each rank has its own random state; the Trainer seeds the ranks that a checkpoint does not have anew."""
+    """Warn if the checkpoint has random states for another number of ranks; the Trainer then seeds the others anew."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     needed = {f"rng_state_{rank}.pth" for rank in range(ranks)} if ranks > 1 else {"rng_state.pth"}
     found = {path.name for path in checkpoint.glob("rng_state*.pth")}

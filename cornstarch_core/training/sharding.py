@@ -1,4 +1,4 @@
-"""The modules to shard one by one, without knowing what is inside the parts."""
+"""Find the modules of a model that FSDP should shard separately."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ __all__ = ["sharding_units"]
 
 
 def sharding_units(model: nn.Module, replicate: Iterable[str] = ()) -> list[nn.Module]:
-    """The modules to call ``fully_shard`` on, in this order, before calling it on the whole model.
+    """Return the modules to call ``fully_shard`` on, in this order, before calling it on the whole model.
 
-    They are the blocks that the parts declare (``_no_split_modules`` of transformers' models), also inside PEFT. The
-    blocks of encoders whose number of calls depends on the batch are left out; they are sharded with the whole model.
+    The modules are the blocks that transformers' models declare in ``_no_split_modules``, also inside PEFT wrappers.
+    Blocks of encoders whose number of calls depends on the batch are left out, and are sharded with the whole model.
 
     Args:
         model: a :class:`~cornstarch_core.MultimodalModel`, wrapped by PEFT or not.
-        replicate: parts to leave whole on every rank, such as ``["vision.module"]`` for a frozen encoder. Pass their
-            parameters to the last call, too: ``ignored_params=set(mllm.vision_encoder.module.parameters())``.
+        replicate: names of parts that are not sharded but copied to every rank, such as ``["vision.module"]`` for a
+            frozen encoder. Exclude their parameters also from the call of ``fully_shard`` on the whole model:
+            ``ignored_params=set(mllm.vision_encoder.module.parameters())``.
 
     Raises:
-        TypeError: ``model`` is of another kind.
-        ValueError: a part in ``replicate`` is unknown, or trains: replicated weights get no gradients of other ranks.
+        TypeError: ``model`` is not a ``MultimodalModel``.
+        ValueError: a part in ``replicate`` does not exist, or is trainable; the gradients of replicated weights are not
+            averaged over the ranks.
 
     Example:
         ::

@@ -1,6 +1,7 @@
-"""Checkpoints of what was trained and nothing else: projectors, callbacks' parameters and adapters.
+"""Checkpoints that contain only trained weights: projectors, parameters of callbacks, and adapters.
 
-Everything else is the base. A digest of its weights identifies it, so that nothing is loaded onto another base.
+All other weights of a model are its *base*. A checkpoint contains a digest of the base's weights, so that trained
+weights are not loaded onto another base.
 """
 
 from __future__ import annotations
@@ -40,13 +41,17 @@ def save_trained(model: MultimodalModel, folder: FolderName, *, is_main_process:
     """Save the trainable weights and the PEFT adapters, with a record of the base that they belong to.
 
     Args:
-        model: with at least one trainable weight. Sharded weights are gathered: then every rank has to call this.
-        folder: made if missing; gets ``trained.safetensors`` and ``trained.json``. A crash leaves the old or the new.
-        is_main_process: whether this process writes.
+        model: model with at least one trainable weight. If its weights are sharded, they are gathered, and every rank
+            has to call this function.
+        folder: folder to write ``trained.safetensors`` and ``trained.json`` to; it is created if it does not exist. If
+            the process crashes while it writes, the folder has either the old files or the new ones.
+        is_main_process: whether this process writes the files.
 
     Raises:
-        CheckpointError: nothing is trainable, or the adapters could not be built again; says what to do instead.
-        TypeError: ``model`` is of another kind, or PEFT wraps it as a whole; then PEFT's own method saves it.
+        CheckpointError: no weight is trainable, or the adapters could not be restored from a checkpoint; the message
+            says what to do instead.
+        TypeError: ``model`` is not a ``MultimodalModel``, or PEFT wraps the whole model; use PEFT's ``save_pretrained``
+            for a wrapped model.
 
     Example:
         The first stage of LLaVA leaves a projector of some megabytes::
@@ -79,22 +84,24 @@ def save_trained(model: MultimodalModel, folder: FolderName, *, is_main_process:
 
 
 def load_trained(model: MultimodalModel, folder: FolderName, *, check_base: bool = True) -> MultimodalModel:
-    """Load what :func:`save_trained` saved onto its base.
+    """Load weights that :func:`save_trained` saved into a model with the same base.
 
     Args:
-        model: composed of the parts that it was trained with. Its parts get the adapters of the checkpoint, unless they
-            are wrapped in the same way already. Nothing changes if something does not fit.
-        folder: a folder or a name on the hub.
-        check_base: whether to compare the base with the record, which reads all of its weights once. The precision of
-            the base does not matter: weights are compared in bfloat16.
+        model: model that is composed of the same parts as the trained one. A part gets the adapters of the checkpoint
+            unless it already has adapters with the same settings. If the checkpoint does not fit, the model is not
+            changed.
+        folder: folder or hub name of the checkpoint.
+        check_base: whether to compare the digest of the model's base with the recorded one, which reads all weights
+            once. The dtype of the base does not matter, because the digest is of the weights in bfloat16.
 
     Returns:
-        ``model``. The same weights are trainable as before; of new adapters, those that were active.
+        ``model``. The weights that were trainable before are trainable, and so are the weights of the new adapters that
+        were active when they were saved.
 
     Raises:
-        CheckpointError: the base differs, and in which part; or the checkpoint is missing or damaged.
-        MissingPluginError: a plugin that made the model is missing; says what to install.
-        TypeError: ``model`` is of another kind.
+        CheckpointError: the base of a part, which the message names, differs, or the checkpoint is missing or damaged.
+        MissingPluginError: a plugin that the model needs is missing; the message says what to install.
+        TypeError: ``model`` is not a ``MultimodalModel``, or PEFT wraps the whole model.
     """
     _check_type(model)
     saved = _read(folder)
@@ -114,14 +121,14 @@ def load_trained(model: MultimodalModel, folder: FolderName, *, check_base: bool
 
 @dataclass(frozen=True)
 class TrainedRecord:
-    """What ``trained.json`` holds.
+    """The content of ``trained.json``.
 
     Args:
         format: version of the file format.
-        base: of each part, the digest of the weights that did not train, and for messages its class and name.
-        adapters: of each part, as :func:`cornstarch_core.saving.adapters.describe` describes them.
+        base: for each part, the digest of the weights that were not trained, and its class and name for error messages.
+        adapters: for each part, the result of :func:`cornstarch_core.saving.adapters.describe`.
         token_ids: placeholder token id of each modality.
-        plugins: which plugins made the model.
+        plugins: record of the plugins that the model was made with.
 
     Raises:
         ValueError: an entry is not what :func:`save_trained` writes.
@@ -154,7 +161,7 @@ def _check_type(model: nn.Module) -> None:
 
 
 def _modules(model: MultimodalModel) -> dict[str, nn.Module]:
-    """The parts by the names that they have in the state dict."""
+    """Return the modules of the model's parts, by their prefixes in the state dict."""
     found: dict[str, nn.Module] = {}
     for key, encoder in model.encoders.items():
         found |= {f"{key}_encoder.{name}": child for name, child in encoder.named_children()}
@@ -162,7 +169,7 @@ def _modules(model: MultimodalModel) -> dict[str, nn.Module]:
 
 
 def _trained_tensors(model: nn.Module) -> Tensors:
-    """Trainable weights, the buffers beside them, such as a batch norm's, and adapters; each once, on the host."""
+    """Return trainable weights, buffers of their modules (as in a batch norm) and adapters, each once, on the CPU."""
     kept = adapters.adapter_weights(model)
     for module in model.modules():
         if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
@@ -175,14 +182,14 @@ def _trained_tensors(model: nn.Module) -> Tensors:
 
 
 def _of(part: str, tensors: Tensors) -> Tensors:
-    """The tensors of one part, by their names in it."""
+    """Return the tensors of one part, by their names in the part."""
     return {name[len(part) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
 
 
 def _digest_base(module: nn.Module, trained: Iterable[str]) -> str:
-    """Digest of the names, shapes and values of a part's base: the tensors that neither trained nor are adapters.
+    """Compute a digest of the names, shapes and values of a part's base: tensors that are neither trained nor adapters.
 
-    Values count in bfloat16, so that a base has the same digest in whatever precision it is loaded.
+    Floating-point values are cast to bfloat16, so that the digest does not depend on the dtype of the loaded base.
     """
     left_out = {adapters.plain_name(name) for name in trained}
     digest = hashlib.sha256()
@@ -196,7 +203,7 @@ def _digest_base(module: nn.Module, trained: Iterable[str]) -> str:
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """On the host, and gathered if it is sharded."""
+    """Return the tensor on the CPU, gathered if it is sharded."""
     full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full.detach().cpu()
 
@@ -222,17 +229,17 @@ def _read(folder: FolderName) -> _Checkpoint:
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """What was read from a folder."""
+    """A checkpoint that was read from a folder."""
 
     folder: FolderName
     record: TrainedRecord
     tensors: Tensors
 
     def check_part(self, part: str, module: nn.Module, check_base: bool) -> None:
-        """Refuse a part that has other adapters, has no place for a tensor, or is another base."""
+        """Raise if the part has other adapters, lacks a tensor of the checkpoint, or has another base."""
         base, recorded, tensors = self.record.base[part], self.record.adapters[part], _of(part, self.tensors)
         own = adapters.describe(module)
-        # A part may have the adapters that it was saved with, or new ones for a next stage if nothing of it was saved.
+        # A part may have the adapters that were saved, or, if nothing of the part was saved, new ones for a next stage.
         if own is not None and (not adapters.alike(own, recorded) if recorded else tensors):
             raise CheckpointError(
                 f"{part}: it has adapters that {self.folder} does not know, or with other settings. Load first, onto a "
@@ -240,7 +247,7 @@ class _Checkpoint:
             )
         places = adapters.base_tensors(module)
         for name, tensor in tensors.items():
-            # What has no place yet is an adapter's; attach_adapters checks it.
+            # A tensor without a place belongs to an adapter that is not attached yet; attach_adapters checks it.
             place = places.get(adapters.plain_name(name), tensor if recorded else None)
             if place is None or place.shape != tensor.shape:
                 found = "there is none" if place is None else f"it has the shape {tuple(place.shape)}"
@@ -256,7 +263,7 @@ class _Checkpoint:
             )
 
     def attach_adapters(self, model: MultimodalModel) -> None:
-        """Wrap the parts that were wrapped; unwrap them again if something goes wrong, or a tensor does not fit."""
+        """Wrap the parts that have adapters in the checkpoint; undo this on an error or if a tensor does not fit."""
         before: dict[str, nn.Module] = {}
         try:
             for part, recorded in self.record.adapters.items():
@@ -268,7 +275,7 @@ class _Checkpoint:
                     adapters.freeze_base(wrapped)
                     tensors = _of(part, self.tensors)
                     for name, parameter in wrapped.named_parameters():
-                        if name in tensors:  # adapters keep the precision that they were saved in
+                        if name in tensors:  # adapters keep the dtype that they were saved in
                             parameter.data = parameter.data.to(tensors[name].dtype)
             state = model.state_dict()
             wrong = [name for name, one in self.tensors.items() if name not in state or state[name].shape != one.shape]
