@@ -94,7 +94,7 @@ def test_the_example_of_the_composing_hook_touches_every_encoder(mllm, capsys):
 
 def test_the_module_says_when_hooks_run_and_holds_no_code_of_its_own():
     """Plugin authors read it first: below the markers there are signatures and docstrings only."""
-    assert "never run inside ``forward``" in " ".join(hookspecs.__doc__.split())
+    assert "No hook runs inside ``forward``" in " ".join(hookspecs.__doc__.split())
     for hook in HOOKS:
         body = inspect.getsource(getattr(hookspecs, hook)).split('"""')
         assert len(body) == 3

@@ -91,7 +91,14 @@ def test_a_hundred_plugins_are_listed_within_the_budget(environment, hundred):
     """It takes 300 ms of processor time, from the start of Python to its end, best of ten."""
     _, code = hundred
     _python(code, environment)  # compiles
-    assert min(_cpu_ms(code, environment) for _ in range(10)) <= HUNDRED_MS
+    cost = min(_cpu_ms(code, environment) for _ in range(10))
+    _skip_if_busy(cost > HUNDRED_MS)
+    assert cost <= HUNDRED_MS
+
+
+def _skip_if_busy(failed: bool) -> None:
+    if failed and os.getloadavg()[0] >= 0.9 * (os.cpu_count() or 1):
+        pytest.skip("the machine is too busy to measure this")
 
 
 def _cpu_ms(code: str, environment: dict[str, str]) -> float:
@@ -106,8 +113,8 @@ def _cpu_ms(code: str, environment: dict[str, str]) -> float:
 def test_start_up_stays_within_the_budget(code, environment):
     """The best run takes at most the budget more than the best run of bare Python, which starts next to it.
 
-    The test measures processor time. Other processes hardly change it until there are more of them than processors:
-    they empty the caches. Therefore a test that fails gets up to fifty runs, and is skipped on an overloaded machine.
+    The test measures processor time, which grows when other processes empty the caches. Therefore a test that fails
+    gets up to fifty runs, and is skipped if other processes keep all processors busy.
     """
     _python(code, environment)  # compiles
     cost = bare = float("inf")
@@ -116,6 +123,5 @@ def test_start_up_stays_within_the_budget(code, environment):
             cost, bare = min(cost, _cpu_ms(code, environment)), min(bare, _cpu_ms("pass", environment))
         if cost - bare <= BUDGET_MS[code]:
             return
-    if os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
-        pytest.skip("the machine is too busy to measure this")
+    _skip_if_busy(True)
     pytest.fail(f"{code!r} takes {cost - bare:.0f} ms more than bare Python, and {BUDGET_MS[code]} are allowed")
