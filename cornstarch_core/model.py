@@ -261,7 +261,8 @@ class MultimodalModel(Composition):
         there = validate_inputs(encoders, media, positions, input_ids, inputs_embeds, labels, token_ids)
         if inputs_embeds is None:
             assert input_ids is not None  # validate_inputs has checked this
-            safe_ids = ids_in_table(self.language_model, input_ids, token_ids.values())
+            # the filler is arbitrary: features overwrite its embeddings
+            safe_ids = ids_in_table(self.language_model, input_ids, token_ids.values(), filler=0)
             inputs_embeds = self.language_model.get_input_embeddings()(safe_ids)
         found = {}
         for key, encoder in encoders.items():  # all ranks run their encoders in this order

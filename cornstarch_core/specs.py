@@ -122,7 +122,9 @@ class EncoderInterface(Protocol[ConfigT]):
         Raises:
             NotImplementedError: the target does not override this method.
         """
-        raise NotImplementedError
+        # Two statements: mypy takes a method of a protocol that only raises for one that has to be overridden.
+        problem = f"{type(self).__name__} has no method build"
+        raise NotImplementedError(problem)
 
 
 class ProjectorInterface(Protocol):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import words
 
@@ -39,18 +40,22 @@ def is_ours(file: str) -> bool:
     return any(part.startswith("cornstarch_") for part in Path(file).parts)
 
 
-def composed() -> tuple[MultimodalModel, dict[str, Any]]:
+def composed(vocabulary: int = 400) -> tuple[MultimodalModel, dict[str, Any]]:
     """Compose a frozen CLIP with ``"llava"``, a projector and Llama, and make a batch of one image with labels."""
-    model = words.model("llava")
+    encoder = ModalEncoderModule(tiny.clip(), callbacks="llava")
+    model = MultimodalModel(encoders={"vision": encoder}, language_model=tiny.llama(vocab_size=vocabulary)).eval()
     model.set_trainable(encoders={"vision": (False, True)})
     processor = MultimodalProcessor(tokenizer=words.tokenizer(), model=model, chat_template=words.CHATML)
     batch = processor(text=f"{processor.tokens['vision']} What is it?", vision=[words.image()])
     return model, {**batch, "labels": batch["input_ids"].clone()}
 
 
-def test_few_functions_run_before_the_language_model():
-    """With ``"llava"`` and labels, at most 25 functions of the core and the plugins run (25 on Python 3.11)."""
-    model, batch = composed()
+@pytest.mark.parametrize("outside", [False, True])
+def test_few_functions_run_before_the_language_model(outside):
+    """With ``"llava"`` and labels, at most 25 run, with the placeholder's id inside the embedding table and outside."""
+    vocabulary = len(words.tokenizer()) if outside else 400
+    model, batch = composed(vocabulary)
+    assert (batch["input_ids"].max() >= vocabulary) == outside
     model(**batch)  # the first call reads the signature of the language model's forward, once for each class
     before: list[tuple[str, str]] = []
     with traced() as calls:

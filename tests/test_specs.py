@@ -152,3 +152,28 @@ def test_fields_that_may_be_left_out_mean_that_there_is_none():
     }
     assert (CONTEXT.prefix_tokens, CONTEXT.layers) == (0, None)
     assert set(vars(ModalCallbacks()).values()) == {None, False, ()}
+
+
+@pytest.mark.slow
+def test_a_type_checker_asks_for_the_required_methods_only(tmp_path):
+    """A class with the required methods can be made; without one, mypy names it."""
+    api = pytest.importorskip("mypy.api")
+    required = {
+        "EncoderInterface[Any]": ["num_tokens", "dummy_inputs"],
+        "ProjectorInterface": ["build"],
+        "ProcessorInterface[Any]": ["build"],
+        "CallbacksInterface": ["build"],
+        "CheckpointInterface": ["load"],
+    }
+    lines = ["from typing import Any", "from cornstarch_core import specs"]
+    for number, (interface, methods) in enumerate(required.items()):
+        bodies = [f"    def {name}(self, *args: Any, **kwargs: Any) -> Any: return None" for name in methods]
+        lines += [f"class Whole{number}(specs.{interface}):", *bodies, f"Whole{number}()"]
+        lines += [f"class Lacking{number}(specs.{interface}):", *(bodies[1:] or ["    pass"]), f"Lacking{number}()"]
+    file = tmp_path / "targets.py"
+    file.write_text("\n".join(lines))
+    told, _, _ = api.run([str(file), "--ignore-missing-imports", "--follow-imports=silent", "--no-incremental"])
+    abstract = [line for line in told.splitlines() if "Cannot instantiate" in line]
+    assert [
+        ("Lacking" in line, methods[0] in line) for line, methods in zip(abstract, required.values(), strict=True)
+    ] == [(True, True)] * len(required), told

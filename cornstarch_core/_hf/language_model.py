@@ -67,16 +67,25 @@ def embedding_width(language_model: LanguageModel) -> int:
         ) from error
 
 
-def ids_in_table(language_model: LanguageModel, input_ids: torch.Tensor, token_ids: Collection[int]) -> torch.Tensor:
+def ids_in_table(
+    language_model: LanguageModel, input_ids: torch.Tensor, token_ids: Collection[int], filler: int | None = None
+) -> torch.Tensor:
     """Return ``input_ids`` in which a token of the vocabulary replaces all ``token_ids`` outside the embedding table.
 
     Negative ids are outside the table, too, such as the id -200 of the first LLaVA.
+
+    Args:
+        language_model: the model with the embedding table.
+        input_ids: ``(B, S)`` int64, B samples of S tokens.
+        token_ids: placeholder ids.
+        filler: the id to insert; default: a token with little effect on penalties.
     """
     table = language_model.get_input_embeddings()
     vocabulary = int(getattr(table, "num_embeddings", table.weight.shape[0]))
     for token_id in token_ids:
         if not 0 <= token_id < vocabulary:
-            input_ids = input_ids.masked_fill(input_ids == token_id, _neutral_token(language_model))
+            filler = _neutral_token(language_model) if filler is None else filler
+            input_ids = input_ids.masked_fill(input_ids == token_id, filler)
     return input_ids
 
 

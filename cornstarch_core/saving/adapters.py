@@ -161,7 +161,9 @@ def check_base_untouched(module: nn.Module, where: str) -> None:
     for config in module.peft_config.values() if is_peft(module) else ():
         start = str(getattr(config, "init_lora_weights", "")).lower()
         if start.startswith(_CHANGE_THE_BASE):
-            raise CheckpointError(f"{where}: init_lora_weights={start!r} changed the base; use save_pretrained.")
+            raise CheckpointError(
+                f"{where}: adapters with init_lora_weights={start!r} change the base; use save_pretrained."
+            )
 
 
 def check_savable(model: nn.Module) -> None:

@@ -57,7 +57,8 @@ def parameter_groups(model: nn.Module, lr: Mapping[str, float], weight_decay: fl
             continue
         if name not in lr and keys[name] not in lr:
             raise ValueError(
-                f"{name} is trainable, but lr= has no learning rate for it; see set_trainable to freeze it."
+                f"{name} is trainable, but lr= has no learning rate for it, only for {', '.join(lr)}. "
+                "Give it one, or freeze it with set_trainable."
             )
         used |= {name, keys[name]}
         rate = lr.get(name, lr.get(keys[name]))

@@ -292,7 +292,7 @@ def test_adapters_with_other_settings_are_refused_and_nothing_changes(lora_run, 
 def test_adapters_that_change_the_base_are_refused_when_they_are_saved(start, tmp_path):
     """Adapters that are merged into the base are refused, too."""
     model = base(peft=LoraConfig(target_modules=["q_proj"], init_lora_weights=start))
-    with pytest.raises(CheckpointError, match=f"init_lora_weights='{start}' .*the base"):
+    with pytest.raises(CheckpointError, match=f"init_lora_weights='{start}' change the base"):
         save_trained(model, tmp_path / "none")
     merged = base(peft=lora())
     merged.language_model.merge_adapter()
